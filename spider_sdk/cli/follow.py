@@ -1,0 +1,221 @@
+"""Following jobs: ``watch`` and ``retry``, and what ``submit --follow`` does once it has a job."""
+
+from __future__ import annotations
+
+__all__ = ["conclude", "follow", "retry", "watch"]
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from spider_sdk.cli.options import connect, env_option, pass_state, server_options
+from spider_sdk.cli.progress import Progress, event_line
+from spider_sdk.cli.state import Detached, State, json_option
+from spider_sdk.client import Client
+from spider_sdk.errors import JobCancelled, JobFailed
+from spider_sdk.events import Event
+from spider_sdk.jobs import JobStatus, StatusDocument
+from spider_sdk.live import JobView
+
+QUIET = frozenset({"progress", "unit.claimed", "unit.committed"})
+"""Events that the three lines on a terminal already show."""
+
+
+def follow(
+    client: Client, state: State, job_id: str, *, since: int = 0, again: str = ""
+) -> StatusDocument:
+    """Show a job until it ends and return its final status document.
+
+    Ctrl-C raises Detached, which says how to watch again (``again``: options that the command
+    needs for it); the job goes on.
+    """
+    try:
+        return _show(client, state, job_id, since)
+    except KeyboardInterrupt:
+        raise Detached(
+            f"detached; job {job_id} goes on. Watch it again with: spider watch {job_id}{again}"
+        ) from None
+
+
+def _show(client: Client, state: State, job_id: str, since: int) -> StatusDocument:
+    view = JobView(client.get_job_status(job_id, since=since))
+    progress = Progress(view.document)
+    with _screen(state) as screen:
+        screen.draw(progress)
+        for update in client.follow(job_id, since=since):
+            document = view.apply(update)
+            progress.update(document, update.event)
+            if update.event is not None:
+                screen.event(update.event)
+            screen.draw(progress)
+            if update.final:
+                break
+    return view.document
+
+
+class _Screen:
+    """Where events go: JSON lines, or plain lines."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._counts = ""
+
+    def event(self, event: Event) -> None:
+        if self.state.json:
+            self.state.emit(event.to_json())
+            return
+        line = event_line(event)
+        if event.code == "progress":
+            # Sent twice a second, whether a row was finished or not.
+            counts = line.removeprefix(event.timestamp)
+            if counts == self._counts:
+                return
+            self._counts = counts
+        self.state.say(line)
+
+    def draw(self, progress: Progress) -> None:
+        """The three lines, where there is a terminal to hold them."""
+
+
+class _LiveScreen(_Screen):
+    def __init__(self, state: State, live: Live) -> None:
+        super().__init__(state)
+        self._live = live
+        self._progress: Progress | None = None
+        self._phase = ""
+        self._since = time.monotonic()
+
+    def event(self, event: Event) -> None:
+        if event.code not in QUIET:
+            style = {"error": "red", "warning": "yellow"}.get(event.level, "dim")
+            self._live.console.print(Text(event_line(event, short=True), style=style))
+
+    def draw(self, progress: Progress) -> None:
+        self._progress = progress
+        if progress.phase != self._phase:
+            self._phase, self._since = progress.phase, time.monotonic()
+        self._live.update(self)
+
+    def __rich__(self) -> Text:
+        """Drawn several times a second, so that the seconds go on where nothing else does."""
+        if self._progress is None:
+            return Text("")
+        return Text("\n".join(self._progress.lines(time.monotonic() - self._since)))
+
+
+@contextmanager
+def _screen(state: State) -> Iterator[_Screen]:
+    console = Console()
+    if state.json or not console.is_terminal:
+        yield _Screen(state)
+        return
+    with Live(console=console, refresh_per_second=4, transient=False) as live:
+        yield _LiveScreen(state, live)
+
+
+def conclude(client: Client, state: State, document: StatusDocument, again: str = "") -> None:
+    """Say how a followed job ended, fetch results where the config asked for it.
+
+    Raises JobFailed or JobCancelled, which carry the exit code.
+    """
+    job_id, status = document["job_id"], document["status"]
+    if state.json:
+        state.emit(document)
+    if status == JobStatus.COMPLETED:
+        if document["remote_artifact"]:
+            state.say(f"on the Hub: {document['remote_artifact']}")
+        saved = client.save_local(job_id)
+        if saved is not None:
+            if state.json:
+                state.emit({"job_id": job_id, "downloaded": str(saved)})
+            state.say(f"results are in {saved}")
+        else:
+            state.say(f"download the results with: spider download {job_id}{again}")
+        errors = document["metrics"].get("rows_error")
+        if errors:
+            what = "1 row" if errors == 1 else f"{errors:.0f} rows"
+            state.say(f"{what} failed, as the results tell; again: spider retry {job_id}{again}")
+        return
+    kept = ""
+    if document["metrics"].get("rows_done"):
+        kept = f"; what is finished is kept: spider download {job_id}{again}"
+    if status == JobStatus.CANCELLED:
+        raise JobCancelled(f"job {job_id} was cancelled{kept}")
+    raise JobFailed(
+        f"job {job_id} failed: {document['error'] or 'no reason given'}{kept}\n"
+        f"its logs: spider logs {job_id}{again}"
+    )
+
+
+def options_again(config: Path | None, base_url: str | None) -> str:
+    """The server options of this command line, to be repeated in a hint."""
+    text = f" --base-url {base_url}" if base_url else ""
+    return text + (f" -c {config}" if config else "")
+
+
+@click.command()
+@click.argument("job_id")
+@click.option("--since", default=0, type=click.IntRange(0), help="Begin with this event.")
+@server_options
+@json_option
+@pass_state
+def watch(state: State, job_id: str, since: int, config: Path | None, base_url: str | None) -> None:
+    """Follow a job until it ends. Ctrl-C leaves the job running."""
+    again = options_again(config, base_url)
+    with connect(config, base_url) as client:
+        document = follow(client, state, job_id, since=since, again=again)
+        conclude(client, state, document, again)
+
+
+@click.command()
+@click.argument("job_id")
+@click.option("--follow/--detach", "following", default=False, help="Follow the job.")
+@env_option
+@server_options
+@json_option
+@pass_state
+def retry(
+    state: State,
+    job_id: str,
+    following: bool,
+    env: tuple[str, ...],
+    config: Path | None,
+    base_url: str | None,
+) -> None:
+    """Run the rows of an ended job that are missing or errored.
+
+    The job's secrets are forgotten when it ends, so those that it needs are forwarded anew.
+    """
+    again = options_again(config, base_url)
+    with connect(config, base_url, env=env) as client:
+        since = _end_of_log(client, job_id) if following else 0
+        answer = client.retry_job(job_id)
+        say_forwarded(state, client.forwarded)
+        if state.json:
+            state.emit(answer)
+        state.say(f"job {job_id} {answer['status']}")
+        if following:
+            document = follow(client, state, job_id, since=since, again=again)
+            conclude(client, state, document, again)
+        else:
+            state.say(f"follow it with: spider watch {job_id}{again}")
+
+
+def _end_of_log(client: Client, job_id: str) -> int:
+    """The offset after the last event so far; the API gives events by the page."""
+    since = 0
+    while (document := client.get_job_status(job_id, since=since))["events"]:
+        since = document["events_next_offset"]
+    return since
+
+
+def say_forwarded(state: State, names: tuple[str, ...]) -> None:
+    """Name, on stderr, the variables that went along with a job."""
+    if names and not state.json:
+        state.note(f"forwarded to the job, by name: {', '.join(names)}")

@@ -1,0 +1,195 @@
+"""Rules over several keys of a document, each with what to do about it.
+
+They read the plain document and not the dataclasses, so that they speak up beside
+other errors; a value of a wrong type is the schema's to report and is passed over here.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Complaint", "check_submittable", "job_rules", "swe_rules"]
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from spider_sdk.config.model import JobConfig, SweConfig
+from spider_sdk.config.positions import Path
+from spider_sdk.errors import ConfigError, Problem
+from spider_sdk.jobs import LANDED, Queue
+
+Complaint = tuple[Path, str]
+
+_GENERATING: Final = ("vllm", "openai", "transformers")
+"""Providers that an off-policy job can generate with."""
+
+
+def job_rules(job: Any) -> Iterator[Complaint]:
+    """What is wrong with a job beyond single values; paths are relative to the job."""
+    yield from _output_rules(job)
+    yield from _policy_rules(job)
+    one, other = _get(job, "generation", "seed"), _get(job, "generation", "parameters", "seed")
+    if one is not None and other is not None and one != other:
+        yield (
+            ("generation", "parameters", "seed"),
+            "differs from generation.seed, which gives each request a seed of its own; keep "
+            "one of the two",
+        )
+    split = _get(job, "source", "split")
+    if _get(job, "source", "streaming") is True and isinstance(split, str) and "%" in split:
+        yield (
+            ("source", "split"),
+            f"a streamed data set has no known length, so {split!r} cannot be cut by percent; "
+            f"give row numbers (train[0:1000]) or set streaming: false",
+        )
+
+
+def _output_rules(job: Any) -> Iterator[Complaint]:
+    mode = _get(job, "output", "mode") or "return"
+    hub = _get(job, "output", "hf")
+    if mode == "upload_hf" and hub is None:
+        yield (
+            ("output", "hf"),
+            "output.mode upload_hf needs output.hf; add hf: {repo_id: owner/name} or set "
+            "mode: return",
+        )
+    if mode == "return" and hub is not None:
+        yield (
+            ("output", "hf"),
+            "output.hf is only used with output.mode upload_hf; set mode: upload_hf or remove hf",
+        )
+    every = _get(job, "generation", "upload_every")
+    if mode == "return" and every not in (None, 0):
+        yield (
+            ("generation", "upload_every"),
+            "upload_every is only used with output.mode upload_hf; set mode: upload_hf or "
+            "remove upload_every",
+        )
+
+
+def _policy_rules(job: Any) -> Iterator[Complaint]:
+    on_policy = _get(job, "generation", "on_policy")
+    options = _get(job, "generation", "on_policy_options")
+    repo_type = _get(job, "output", "hf", "repo_type")
+    if on_policy is True:
+        if options is None:
+            yield (
+                ("generation", "on_policy_options"),
+                "on_policy: true needs on_policy_options; add on_policy_options: "
+                "{teacher: owner/model}",
+            )
+        if repo_type == "dataset":
+            yield (
+                ("output", "hf", "repo_type"),
+                "an on-policy job publishes an adapter; set repo_type: model",
+            )
+        if _get(job, "generation", "duplications") not in (None, 1):
+            yield (
+                ("generation", "duplications"),
+                "an on-policy job samples each prompt on_policy_options.group_size times; "
+                "set that instead",
+            )
+        yield from _checkpoints(job, options)
+    elif on_policy in (None, False):
+        if options is not None:
+            yield (
+                ("generation", "on_policy_options"),
+                "on_policy_options is only used with on_policy: true; set that or remove it",
+            )
+        if repo_type == "model":
+            yield (
+                ("output", "hf", "repo_type"),
+                "an off-policy job publishes rows; set repo_type: dataset (or on_policy: true)",
+            )
+        if _get(job, "model", "student_checkpoint_path") is not None:
+            yield (
+                ("model", "student_checkpoint_path"),
+                "an off-policy job trains no student; name the checkpoint that is to generate "
+                "in model.name",
+            )
+
+
+def _checkpoints(job: Any, options: Any) -> Iterator[Complaint]:
+    one = _get(job, "model", "student_checkpoint_path")
+    other = _get(options, "student_checkpoint_path")
+    if one is not None and other is not None and one != other:
+        yield (
+            ("generation", "on_policy_options", "student_checkpoint_path"),
+            "differs from model.student_checkpoint_path; keep one of the two",
+        )
+
+
+def swe_rules(swe: Any) -> Iterator[Complaint]:
+    """What is wrong with a SWE job beyond single values."""
+    pattern = _get(swe, "instance_filter")
+    if isinstance(pattern, str):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield ("instance_filter",), f"no regular expression: {error}; write \\ before . + ( ["
+    if _get(swe, "push_filter") == "resolved" and _get(swe, "evaluate") in (None, False):
+        yield ("push_filter",), "push_filter: resolved needs evaluate: true; set it"
+    if _get(swe, "hf_repo_id") is None:
+        for key in ("hf_private", "hf_config_name", "push_filter"):
+            if _get(swe, key) not in (None, False):
+                yield (key,), f"{key} is only used with hf_repo_id; set that or remove {key}"
+
+
+def check_submittable(config: JobConfig | SweConfig) -> None:
+    """Raise ConfigError unless this version can run the job as it is about to be submitted.
+
+    Called once the processors are known: a file alone may leave the pre-processor to the client.
+    """
+    problems = list(_obstacles(config))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _obstacles(config: JobConfig | SweConfig) -> Iterator[Problem]:
+    if isinstance(config, SweConfig):
+        if Queue.SWE_AGENT not in LANDED:
+            yield Problem("swe", _not_built("SWE trajectories", Queue.SWE_AGENT))
+        return
+    if config.queue not in LANDED:
+        yield Problem("job.generation.on_policy", _not_built("on-policy training", config.queue))
+        return
+    if not config.generation.on_policy and config.model.provider not in _GENERATING:
+        yield Problem(
+            "job.model.provider",
+            f"provider {config.model.provider} is not built yet for off-policy jobs; use "
+            f"{', '.join(_GENERATING)}",
+        )
+    if config.tools:
+        yield Problem("job.tools", "tools are not built yet in this version; submit without them")
+    if config.pre_processor is None and config.post_processor is None and not config.tools:
+        for key in ("packages", "env"):
+            if getattr(config.runtime, key):
+                yield Problem(
+                    f"job.runtime.{key}",
+                    f"runtime.{key} is for user functions, and the job has none; give a "
+                    "pre_processor or post_processor, or remove it",
+                )
+    for key in ("revision", "config_name") if config.source.inputs else ():
+        if getattr(config.source, key) is not None:
+            yield Problem(f"job.source.{key}", f"uploaded files have no {key}; remove it")
+    if config.source.field is None and config.pre_processor is None:
+        yield Problem(
+            "job.source.field",
+            "nothing says what the prompt is; name a column in source.field or give a "
+            "pre_processor",
+        )
+
+
+def _not_built(what: str, queue: Queue) -> str:
+    return (
+        f"{what} (queue {queue.value}) is not built yet in this version; the config is valid, "
+        f"but no worker runs it"
+    )
+
+
+def _get(document: Any, *path: str) -> Any:
+    """The value at ``path``, None where there is none."""
+    for key in path:
+        if not isinstance(document, dict):
+            return None
+        document = document.get(key)
+    return document

@@ -1,0 +1,287 @@
+"""Secrets of a job: which it needs, and how they leave its document.
+
+A job's document is stored and shown; its secrets travel beside it, in ``env``. Where a document
+holds a key in clear, the key moves to ``env`` and the document keeps the variable's name
+(``api_key_env``). A secret where no reference can stand for it is refused.
+"""
+
+from __future__ import annotations
+
+__all__ = ["KEY_OF_HOST", "lift_secrets", "optional_secrets", "required_secrets", "strip_secrets"]
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from spider_sdk.config.loader import parse_job, parse_swe
+from spider_sdk.config.model import JobConfig, SweConfig
+from spider_sdk.config.names import (
+    GENERATED,
+    env_name_problem,
+    is_secret_key,
+    maybe_secret_key,
+)
+from spider_sdk.config.plain import as_json
+from spider_sdk.config.positions import Path, dotted
+from spider_sdk.errors import ConfigError, Problem
+
+KEY_OF_HOST: Final = {
+    "api.openai.com": "OPENAI_API_KEY",
+    "openrouter.ai": "OPENROUTER_API_KEY",
+    "api.together.xyz": "TOGETHER_API_KEY",
+    "api.fireworks.ai": "FIREWORKS_API_KEY",
+}
+"""The variables that public OpenAI-compatible services document for their keys. None of these
+hosts answers without one."""
+
+_BASE_URL: Final = {"openai": "OPENAI_BASE_URL", "tinker": "TINKER_BASE_URL"}
+_HUB: Final = "HF_TOKEN"
+_TOKEN_OPTION: Final[Path] = ("source", "options", "token")
+_CODE: Final = ("pre_processor", "post_processor", "tools")
+_OPTIONS: Final[Path] = ("generation", "on_policy_options")
+
+
+def required_secrets(job: JobConfig | SweConfig) -> tuple[str, ...]:
+    """Variables without which the job cannot run, sorted."""
+    return tuple(sorted(_required(job)))
+
+
+def optional_secrets(job: JobConfig | SweConfig) -> tuple[str, ...]:
+    """Variables that the job uses where they are set, sorted; none of the required ones."""
+    return tuple(sorted(_optional(job) - _required(job)))
+
+
+def _required(job: JobConfig | SweConfig) -> set[str]:
+    if isinstance(job, SweConfig):
+        names = {job.llm_api_key_env} if not job.llm_api_key else set()
+        if job.hf_repo_id:
+            names.add(_HUB)
+        return {name for name in names if name}
+    names = {_HUB} if job.output.mode == "upload_hf" else set()
+    model = job.model
+    names.add(_key_name(model.provider, model.base_url, model.api_key, model.api_key_env))
+    options = job.generation.on_policy_options
+    if options is not None:
+        if options.api_key or options.api_key_env:
+            # The key of the student's service may stand here instead of under model.
+            if not model.api_key_env:
+                names.discard(_default_key(model.provider, model.base_url))
+            names.add(None if options.api_key else options.api_key_env)
+        for one in options.teacher:
+            names.add(
+                _key_name(
+                    one.provider or model.provider, one.base_url, one.api_key, one.api_key_env
+                )
+            )
+    return {name for name in names if name}
+
+
+def _key_name(
+    provider: str, base_url: str | None, api_key: str | None, api_key_env: str | None
+) -> str | None:
+    if api_key:
+        return None
+    return api_key_env or _default_key(provider, base_url)
+
+
+def _default_key(provider: str, base_url: str | None) -> str | None:
+    """The variable that a service's key is usually kept in. A server that is none of the known
+    ones gets no key that was not named for it."""
+    if base_url:
+        return KEY_OF_HOST.get(urlsplit(base_url).hostname or "")
+    return {"openai": "OPENAI_API_KEY", "tinker": "TINKER_API_KEY"}.get(provider)
+
+
+def _optional(job: JobConfig | SweConfig) -> set[str]:
+    names = {_HUB}  # gated models and data sets
+    if isinstance(job, SweConfig):
+        if not (job.llm_api_key or job.llm_api_key_env or job.llm_base_url):
+            names |= {"ANTHROPIC_API_KEY", "OPENAI_API_KEY"}
+        return names
+    options = job.generation.on_policy_options
+    if options is not None and options.wandb_project:
+        names.add("WANDB_API_KEY")
+    if job.model.provider in _BASE_URL and not job.model.base_url:
+        names.add(_BASE_URL[job.model.provider])
+    return names
+
+
+def lift_secrets(
+    document: Mapping[str, Any],
+    environ: Mapping[str, str],
+    interpolated: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+    """Part a job's wire document from its secrets: ``(document, env, names)``.
+
+    ``env`` holds the secrets that stood in the document and, from ``environ``, those that the
+    job needs or can use; ``names`` are its names, sorted, for printing. A secret takes the name
+    in its ``api_key_env``, else that of the variable it was interpolated from
+    (``AppConfig.interpolated``), else one made up from its place. The value in the document goes
+    before the one in ``environ``. Raises ConfigError for a document that is not valid, for a
+    secret that no reference can stand for, and for a variable that the job needs and that is not
+    set.
+    """
+    clean, env = _part(document, environ, interpolated or {})
+    job = _parse(clean)
+    problems = []
+    unneeded = _own_server(job, environ)
+    for name in required_secrets(job):
+        if name not in env and not environ.get(name):
+            if name == unneeded:
+                continue
+            said = f"the job needs the environment variable {name}, which is not set; export it"
+            problems.append(Problem(f"env.{name}", f"{said}{_reason(name, job)}"))
+        env.setdefault(name, environ.get(name, ""))
+    if problems:
+        raise ConfigError(problems)
+    for name in optional_secrets(job):
+        if environ.get(name):
+            env.setdefault(name, environ[name])
+    return clean, env, tuple(sorted(env))
+
+
+def _own_server(job: JobConfig | SweConfig, environ: Mapping[str, str]) -> str | None:
+    """The usual key of a provider whose address the environment gives: a server of one's own
+    may want none."""
+    if isinstance(job, SweConfig) or job.model.base_url or job.model.api_key_env:
+        return None
+    given = environ.get(_BASE_URL.get(job.model.provider, ""))
+    return _default_key(job.model.provider, None) if given else None
+
+
+def _reason(name: str, job: JobConfig | SweConfig) -> str:
+    if name == _HUB:
+        return " (a Hub token that may write to the repository of the output)"
+    if isinstance(job, JobConfig) and name == _default_key(job.model.provider, job.model.base_url):
+        return f" (the key of provider {job.model.provider}; model.api_key_env names another)"
+    return ""
+
+
+def strip_secrets(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a server does with a document that it is given: ``(document without secrets, env)``.
+
+    Keys in clear move to ``env`` under the names that the document then refers to; a
+    secret anywhere else raises ConfigError. Documents that are not valid otherwise pass.
+    """
+    return _part(document, {}, {})
+
+
+def _parse(document: Mapping[str, Any]) -> JobConfig | SweConfig:
+    return parse_swe(document) if set(document) == {"swe"} else parse_job(document)
+
+
+def _part(
+    document: Mapping[str, Any], environ: Mapping[str, str], interpolated: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    problems: list[Problem] = []
+    clean = as_json(document, problems, ("job",))
+    if not isinstance(clean, dict):
+        raise ConfigError([Problem("job", "expected a mapping")])
+    found: dict[str, str] = {}
+    for path in list(_places(clean)):
+        _move(clean, path, found, environ, interpolated, problems)
+    for path, source in _leftovers(clean, (), interpolated):
+        problems.append(Problem(dotted(_whole(path)), _refusal(path, source)))
+    if problems:
+        raise ConfigError(problems)
+    return clean, found
+
+
+def _whole(path: Path) -> Path:
+    """A path in the wire document as the user's file has it."""
+    return path[1:] if path[:1] == ("swe",) else ("job", *path)
+
+
+def _places(document: dict[str, Any]) -> Iterator[Path]:
+    """Where a document may hold a key that can be replaced by its name."""
+    teacher = _at(document, (*_OPTIONS, "teacher"))
+    teachers = range(len(teacher)) if isinstance(teacher, list) else ()
+    for path in (
+        ("model", "api_key"),
+        (*_OPTIONS, "api_key"),
+        (*_OPTIONS, "teacher", "api_key"),
+        *((*_OPTIONS, "teacher", number, "api_key") for number in teachers),
+        _TOKEN_OPTION,
+        ("swe", "llm_api_key"),
+    ):
+        value = _at(document, path)
+        if isinstance(value, str) and value.strip():
+            yield path
+
+
+def _at(document: Any, path: Path) -> Any:
+    for step in path:
+        if isinstance(document, dict):
+            document = document.get(step)
+        elif isinstance(document, list) and isinstance(step, int):
+            document = document[step]
+        else:
+            return None
+    return document
+
+
+def _move(
+    document: dict[str, Any],
+    path: Path,
+    found: dict[str, str],
+    environ: Mapping[str, str],
+    interpolated: Mapping[str, str],
+    problems: list[Problem],
+) -> None:
+    """Take the secret at ``path`` out of the document and leave its name."""
+    section = _at(document, path[:-1])
+    value = section.pop(path[-1])
+    if path == _TOKEN_OPTION:
+        name = _HUB  # which ``datasets`` reads by itself, so no reference is needed
+    else:
+        reference = f"{path[-1]}_env"
+        name = _name(path, value, section.get(reference), environ, interpolated)
+        section[reference] = name
+    if found.setdefault(name, value) != value:
+        said = f"two different secrets would both be named {name}; name them apart in api_key_env"
+        problems.append(Problem(dotted(_whole(path)), said))
+
+
+def _name(
+    path: Path,
+    value: str,
+    named: Any,
+    environ: Mapping[str, str],
+    interpolated: Mapping[str, str],
+) -> str:
+    if isinstance(named, str) and env_name_problem(named) is None:
+        return named
+    origin = interpolated.get(dotted(_whole(path)))
+    if origin and environ.get(origin) == value and env_name_problem(origin) is None:
+        return origin
+    words = [str(step) for step in path if step not in ("generation", "swe")]
+    return GENERATED + "_".join(words).upper()
+
+
+def _leftovers(
+    value: Any, path: Path, interpolated: Mapping[str, str]
+) -> Iterator[tuple[Path, str | None]]:
+    """Paths of secrets that no reference can stand for, with the variables they came from."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leftovers(item, (*path, key), interpolated)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _leftovers(item, (*path, number), interpolated)
+    elif isinstance(value, str) and value.strip():
+        key = next((step for step in reversed(path) if isinstance(step, str)), "")
+        origin = interpolated.get(dotted(_whole(path)))
+        names = (key, *origin.split(",")) if origin else ()
+        if is_secret_key(key) or any(map(maybe_secret_key, names)):
+            yield path, origin
+
+
+def _refusal(path: Path, origin: str | None) -> str:
+    said = f"holds a secret ({origin})" if origin else "holds a secret, by its name"
+    kept = "a job's document is stored and shown"
+    if path[:2] == ("runtime", "env") or path[0] in _CODE:
+        return f"{said}, but {kept}; user functions are given no secrets"
+    return (
+        f"{said}, but {kept}; remove it: model keys belong in model.api_key or api_key_env, "
+        f"and {_HUB} is forwarded by itself"
+    )

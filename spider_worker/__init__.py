@@ -1,0 +1,1 @@
+"""The worker: supervisors, runners and the pipelines that they run."""

@@ -1,0 +1,300 @@
+"""A dataset repository on the Hub: the calls that publishing needs, with Spider's errors.
+
+The one importer of huggingface_hub among the sinks. Who retries what:
+
+- Listing and uploading LFS content are retried by huggingface_hub itself (five times, with
+  Retry-After honoured).
+- Everything else but a commit is retried here, by ``_retrying``.
+- A commit is never sent again blindly, since a lost answer says nothing about whether it was
+  applied: ``commit`` raises CommitUnsettled and the publisher looks at the repository first.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CommitUnsettled", "HubRepo", "RemoteFile"]
+
+import dataclasses
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Final, TypeVar
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    RepoFile,
+    constants,
+    get_session,
+    hf_raise_for_status,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+from spider_sdk.errors import AuthError, FatalJobError, PipelineError, SpiderError
+
+T = TypeVar("T")
+
+Operation = CommitOperationAdd | CommitOperationDelete
+
+#: What the client's HTTP library raises when there is no answer (HfHubHTTPError, its
+#: subclass, is an answer). Found this way because the library differs between versions.
+_HTTP_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
+
+ATTEMPTS: Final = 6
+FIRST_WAIT: Final = 1.0  #: seconds; doubles
+LONGEST_WAIT: Final = 3900.0  #: seconds; the Hub's limits are for an hour at most
+
+#: Seconds without a byte before a request counts as unanswered. A large commit takes the Hub
+#: a minute or two; without a limit, which is huggingface_hub's way, a dead connection would
+#: hold up the job for good.
+SILENCE: Final = 300.0
+
+_TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class CommitUnsettled(Exception):
+    """A commit was refused for its parent, or nobody knows whether it was applied.
+
+    ``wait`` is the seconds that the Hub asked to wait, or None.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """``sha256`` None: the file is a plain git blob, so its hash is not known."""
+
+    size: int
+    sha256: str | None
+
+
+class HubRepo:
+    """``endpoint`` None: HF_ENDPOINT or the public Hub. ``sleep`` takes seconds."""
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        token: str,
+        endpoint: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.repo_id = repo_id
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self._token = token
+        self._api = HfApi(endpoint=self.endpoint, token=token, library_name="spider")
+        self.sleep = sleep
+
+    @property
+    def url(self) -> str:
+        return f"{self.endpoint}/datasets/{self.repo_id}"
+
+    def ensure(self, *, private: bool) -> None:
+        """Create the repository unless it is there.
+
+        Raises AuthError when it is missing and may not be created, FatalJobError when it is
+        there and public although ``private`` is asked for.
+        """
+        try:
+            self._retrying(lambda: self._create(private=private), "create the repository")
+            return
+        except HfHubHTTPError as error:
+            status = _status(error)
+            # A token scoped to one repository may write to it and yet create none, so only
+            # a missing repository makes a 403 final; prove_write decides the rest.
+            if status not in (HTTPStatus.CONFLICT, HTTPStatus.FORBIDDEN):
+                raise self.explain(error, "create the repository") from error
+            refusal = error
+        try:
+            info = self._retrying(
+                lambda: self._api.dataset_info(self.repo_id), "look at the repository"
+            )
+        except HfHubHTTPError as error:
+            if _status(refusal) == HTTPStatus.FORBIDDEN:
+                raise self.explain(refusal, "create the repository") from error
+            raise self.explain(error, "look at the repository") from error
+        if private and info.private is False:
+            raise FatalJobError(
+                f"output.hf.private is true, but the dataset {self.repo_id} already exists on the "
+                "Hub and is public; make it private there, choose another repo_id, or set "
+                "private: false"
+            )
+
+    def _create(self, *, private: bool) -> None:
+        self._api.create_repo(self.repo_id, repo_type="dataset", private=private)
+
+    def prove_write(self) -> None:
+        """Raise AuthError unless this token may write to the repository. Changes nothing:
+        it asks, as before a commit, how a small README would have to be uploaded."""
+        probe = CommitOperationAdd("README.md", b"#\n")
+        self._limit_silence()
+        try:
+            self._api.preupload_lfs_files(self.repo_id, [probe], repo_type="dataset")
+        except HfHubHTTPError as error:
+            raise self.explain(error, "write to the repository") from error
+        except _HTTP_ERROR as error:
+            raise PipelineError(f"No answer from the Hub at {self.endpoint}: {error}") from error
+
+    def head(self) -> str:
+        """The commit id of ``main``."""
+        info = self._checked(lambda: self._api.dataset_info(self.repo_id), "look at the repository")
+        if info.sha is None:
+            raise PipelineError(f"The Hub gave no commit id for the dataset {self.repo_id}")
+        return info.sha
+
+    def files(self, folder: str, revision: str) -> dict[str, RemoteFile]:
+        """Files directly in ``folder`` by path; empty where there is no such folder."""
+
+        def entries() -> list[object]:
+            self._limit_silence()
+            return list(
+                self._api.list_repo_tree(
+                    self.repo_id, folder, repo_type="dataset", revision=revision
+                )
+            )
+
+        try:
+            found = entries()
+        except EntryNotFoundError:
+            return {}
+        except HfHubHTTPError as error:
+            raise self.explain(error, "list the files") from error
+        except _HTTP_ERROR as error:
+            raise PipelineError(f"No answer from the Hub at {self.endpoint}: {error}") from error
+        return {
+            entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None)
+            for entry in found
+            if isinstance(entry, RepoFile)
+        }
+
+    def read_text(self, path: str, revision: str) -> str | None:
+        """The file's text, None only where the Hub says that there is none."""
+        url = f"{self.url}/resolve/{revision}/{urllib.parse.quote(path)}"
+        headers = {"Authorization": f"Bearer {self._token}"}
+
+        def get() -> str:
+            response = get_session().get(url, headers=headers)
+            hf_raise_for_status(response)
+            return response.content.decode("utf-8", "replace")
+
+        try:
+            return self._checked(get, f"read {path}")
+        except EntryNotFoundError:
+            return None
+
+    def upload(self, additions: Sequence[CommitOperationAdd]) -> None:
+        """Store the contents, without a commit. What is stored already is not sent again."""
+        self._limit_silence()
+        try:
+            self._api.preupload_lfs_files(
+                self.repo_id, additions, repo_type="dataset", free_memory=False
+            )
+        except HfHubHTTPError as error:
+            raise self.explain(error, "upload") from error
+        except (RuntimeError, ValueError, OSError, _HTTP_ERROR) as error:
+            # huggingface_hub and hf_xet wrap what went wrong in plain exceptions.
+            cause = error.__cause__
+            if isinstance(cause, HfHubHTTPError):
+                raise self.explain(cause, "upload") from error
+            raise PipelineError(f"The upload to {self.url} failed: {cause or error}") from error
+
+    def commit(self, operations: Sequence[Operation], message: str, parent: str) -> str:
+        """One commit on top of ``parent``; returns its id. Raises CommitUnsettled."""
+        self._limit_silence()
+        try:
+            done = self._api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                repo_type="dataset",
+                parent_commit=parent,
+            )
+        except HfHubHTTPError as error:
+            status = _status(error)
+            if status == HTTPStatus.PRECONDITION_FAILED or status in _TRANSIENT:
+                raise CommitUnsettled(f"HTTP {status}", self._asked_wait(error)) from error
+            raise self.explain(error, "commit") from error
+        except _HTTP_ERROR as error:
+            raise CommitUnsettled(f"no answer ({type(error).__name__})") from error
+        except ValueError as error:
+            raise FatalJobError(
+                f"The Hub refused the dataset card of {self.url}: {error}"
+            ) from error
+        return str(done.oid)
+
+    def explain(self, error: HfHubHTTPError, doing: str) -> SpiderError:
+        """The error to raise for an answer that no further attempt here will change."""
+        status = _status(error)
+        said = error.server_message or str(error).strip().splitlines()[0]
+        where = f"could not {doing} ({self.url}): HTTP {status}, {said}"
+        if status == HTTPStatus.UNAUTHORIZED:
+            return AuthError(
+                f"The Hub does not accept HF_TOKEN: {where}. Make a token with write access at "
+                f"{self.endpoint}/settings/tokens and submit the job again with it in HF_TOKEN"
+            )
+        if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+            return AuthError(
+                f"HF_TOKEN gives no right to write to the dataset {self.repo_id}: {where}. Use a "
+                "token with write access to that namespace (not a read token), or change "
+                "output.hf.repo_id"
+            )
+        if status in _TRANSIENT:
+            return PipelineError(f"The Hub {where}, after {ATTEMPTS} attempts")
+        return FatalJobError(f"The Hub {where}")
+
+    def _checked(self, call: Callable[[], T], doing: str) -> T:
+        """``_retrying`` with errors explained, but for EntryNotFoundError."""
+        try:
+            return self._retrying(call, doing)
+        except EntryNotFoundError:
+            raise
+        except HfHubHTTPError as error:
+            raise self.explain(error, doing) from error
+
+    def _retrying(self, call: Callable[[], T], doing: str) -> T:
+        """Up to ATTEMPTS times. Raises the last HfHubHTTPError, or PipelineError where
+        there was no answer at all."""
+        for attempt in range(1, ATTEMPTS + 1):
+            self._limit_silence()
+            try:
+                return call()
+            except HfHubHTTPError as error:
+                wait = self._asked_wait(error)
+                if _status(error) not in _TRANSIENT or attempt == ATTEMPTS:
+                    raise
+            except _HTTP_ERROR as error:
+                wait = None
+                if attempt == ATTEMPTS:
+                    raise PipelineError(
+                        f"Could not {doing}: no answer from the Hub at {self.endpoint} "
+                        f"({type(error).__name__}: {error})"
+                    ) from error
+            self.pause(attempt, wait)
+        raise AssertionError("unreachable")
+
+    @staticmethod
+    def _limit_silence() -> None:
+        """Of huggingface_hub's session, which it may have made anew since the last call."""
+        get_session().timeout = SILENCE
+
+    def pause(self, attempt: int, asked: float | None) -> None:
+        """Sleep before the attempt after the ``attempt``-th (from 1)."""
+        self.sleep(max(FIRST_WAIT * 2 ** (attempt - 1), min(asked or 0.0, LONGEST_WAIT)))
+
+    @staticmethod
+    def _asked_wait(error: HfHubHTTPError) -> float | None:
+        """Seconds from ``Retry-After`` or from the Hub's ``RateLimit: "api";r=0;t=55``."""
+        headers = error.response.headers if error.response is not None else {}
+        if headers.get("Retry-After", "").isdigit():
+            return float(headers["Retry-After"])
+        limit = re.search(r"\br=0\s*;\s*t=(\d+)", headers.get("RateLimit", ""))
+        return float(limit[1]) if limit else None
+
+
+def _status(error: HfHubHTTPError) -> int:
+    return int(error.response.status_code) if error.response is not None else 0

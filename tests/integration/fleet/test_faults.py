@@ -1,0 +1,435 @@
+"""What the fleet survives, with real workers, runners and Redis and a lease of two seconds.
+
+Numbers are those of the faults in the fleet's design. The longer forms (twenty kills, every
+crash point) are ``make chaos``; here is each fault at least once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spider_sdk.jobs import JobStatus
+from tests.support.figures import keep, percentile
+from tests.support.fleet_harness import (
+    ROOT,
+    Harness,
+    Worker,
+    alive,
+    children,
+    eventually,
+    kill,
+    start,
+)
+from tests.support.jobs import check_rows, openai_job, upload_rows
+from tests.support.openai_server import Script, ScriptedServer, running_server
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    yield from start(tmp_path)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[ScriptedServer]:
+    with running_server(Script(latency_ms=20)) as server:
+        yield server
+
+
+#: Rows between two kills: a unit that is killed again and again without progress is meant to
+#: fail, which is fault 11 and not the others.
+ENOUGH = 100
+
+
+def await_progress(harness: Harness, job: str) -> None:
+    """Wait until the job is ``ENOUGH`` rows further, or has ended."""
+    goal = rows_done(harness, job) + ENOUGH
+    eventually(
+        lambda: rows_done(harness, job) >= goal or harness.fleet.jobs.get(job).status.is_terminal,
+        "progress",
+    )
+
+
+def seconds_to_claim(harness: Harness, job: str) -> float:
+    """From now until a unit of the job is claimed again, or the job has ended."""
+    began, since = time.monotonic(), harness.fleet.jobs.get(job).next_offset
+
+    def claimed() -> bool:
+        codes = [event.code for event in harness.fleet.events.read(job, since=since).events]
+        return "unit.claimed" in codes or harness.fleet.jobs.get(job).status.is_terminal
+
+    eventually(claimed, "the job goes on")
+    return time.monotonic() - began
+
+
+def resume_figures(seconds: list[float]) -> dict[str, float]:
+    return {
+        "kills": len(seconds),
+        "resume_p50": percentile(seconds, 0.5),
+        "resume_p95": percentile(seconds, 0.95),
+        "resume_max": max(seconds),
+    }
+
+
+def rows_done(harness: Harness, job: str) -> float:
+    return harness.fleet.jobs.get(job).metrics.get("rows_done", 0)
+
+
+def test_a_job_from_submit_to_result(harness: Harness, endpoint: ScriptedServer) -> None:
+    harness.worker()
+    job = harness.submit(
+        openai_job(endpoint.base_url, upload_rows(harness.fleet, 100), shard_size=30)
+    )
+    record = harness.wait(job)
+    assert record.status is JobStatus.COMPLETED, harness.story(job)
+    check_rows(harness.records(job), 100)
+    assert [r["index"] for r in harness.records(job)] == list(range(100))
+    assert record.metrics["rows_ok"] == record.metrics["rows_total"] == 100
+
+
+def test_several_workers_share_one_job(harness: Harness, endpoint: ScriptedServer) -> None:
+    endpoint.script.latency_ms = 100
+    workers = [harness.worker(), harness.worker()]
+    source = upload_rows(harness.fleet, 1200)
+    job = harness.submit(openai_job(endpoint.base_url, source, shard_size=100, in_flight=16))
+    eventually(lambda: all(w.runners() for w in workers), "both workers at work", 60)
+    assert harness.wait(job).status is JobStatus.COMPLETED
+    check_rows(harness.records(job), 1200)
+    holders = {
+        e.data["holder"] for e in harness.fleet.events.read(job).events if e.code == "unit.claimed"
+    }
+    assert len(holders) == 2
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.chaos)])
+def test_1_worker_kills_lose_and_double_nothing(
+    harness: Harness, endpoint: ScriptedServer, kills: int
+) -> None:
+    rows = 1000 if kills == 2 else 10_000
+    source = upload_rows(harness.fleet, rows)
+    job = harness.submit(openai_job(endpoint.base_url, source, shard_size=400, parallelism=1))
+    workers = [harness.worker(), harness.worker()]
+    generator = random.Random(7)
+    resumes = []
+    for _ in range(kills):
+        await_progress(harness, job)
+        busy = eventually(
+            lambda: next((worker for worker in workers if worker.runners()), None), "a runner"
+        )
+        time.sleep(generator.random() * 0.3)  # the moment of the kill is what is random here
+        busy.kill_all()
+        resumes.append(seconds_to_claim(harness, job))
+        workers.remove(busy)
+        workers.append(harness.worker())
+    assert harness.wait(job, seconds=240).status is JobStatus.COMPLETED, harness.story(job)
+    check_rows(harness.records(job), rows)
+    repeated = endpoint.counts.requests - rows
+    assert repeated <= kills * 64, "more than what was in flight is repeated"
+    keep("1: worker kills", **resume_figures(resumes), repeated=repeated)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.chaos)])
+def test_2_runner_kills_are_retried(harness: Harness, endpoint: ScriptedServer, kills: int) -> None:
+    rows = 1500 if kills == 2 else 10_000
+    worker = harness.worker()
+    job = harness.submit(
+        openai_job(endpoint.base_url, upload_rows(harness.fleet, rows), shard_size=400)
+    )
+    resumes = []
+    for _ in range(kills):
+        await_progress(harness, job)
+        for pid in worker.runners():
+            kill(pid)
+        resumes.append(seconds_to_claim(harness, job))
+    assert harness.wait(job, seconds=240).status is JobStatus.COMPLETED, harness.story(job)
+    check_rows(harness.records(job), rows)
+    keep("2: runner kills", **resume_figures(resumes))
+    codes = [event.code for event in harness.fleet.events.read(job).events]
+    assert "unit.retrying" in codes
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.chaos)])
+def test_3_a_stopped_supervisor_leaves_one_runner(
+    harness: Harness, endpoint: ScriptedServer, times: int
+) -> None:
+    rows = 1500 * times
+    workers = [harness.worker(), harness.worker()]
+    source = upload_rows(harness.fleet, rows)
+    job = harness.submit(openai_job(endpoint.base_url, source, in_flight=8, parallelism=1))
+
+    def at_work() -> Worker | None:
+        return next((worker for worker in workers if worker.runners()), None)
+
+    for _ in range(times):
+        stopped = eventually(at_work, "a worker at work", 20)
+        await_progress(harness, job)
+        (runner,) = stopped.runners()
+        stopped.signal(signal.SIGSTOP)
+        # Nobody else claims while the first runner lives: it must end before its lease does.
+        eventually(lambda runner=runner: not alive(runner), "the runner's own end", 5)
+        eventually(at_work, "another worker at work", 20)
+        stopped.signal(signal.SIGCONT)
+    assert harness.wait(job, seconds=240).status is JobStatus.COMPLETED, harness.story(job)
+    check_rows(harness.records(job), rows)
+
+
+def test_4_a_whole_group_that_wakes_past_its_lease_is_refused(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    sleeper = harness.worker()
+    source = upload_rows(harness.fleet, 1000)
+    job = harness.submit(openai_job(endpoint.base_url, source, in_flight=8, shard_size=1000))
+    eventually(lambda: rows_done(harness, job) > 0, "progress")
+    pids = [sleeper.pid, *children(sleeper.pid)]
+    for pid in pids:
+        kill(pid, signal.SIGSTOP)
+    other = harness.worker()
+    eventually(other.runners, "another worker at work", 20)
+    for pid in pids:
+        kill(pid, signal.SIGCONT)
+    assert harness.wait(job).status is JobStatus.COMPLETED
+    check_rows(harness.records(job), 1000)
+    committed = [e for e in harness.fleet.events.read(job).events if e.code == "unit.committed"]
+    assert len(committed) == 1
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.chaos)])
+def test_5_redis_dies_and_comes_back(
+    harness: Harness, endpoint: ScriptedServer, times: int
+) -> None:
+    rows = 1500 * times
+    harness.worker()
+    job = harness.submit(
+        openai_job(endpoint.base_url, upload_rows(harness.fleet, rows), in_flight=8)
+    )
+    resumes = []
+    for _ in range(times):
+        await_progress(harness, job)
+        harness.redis.stop(signal.SIGKILL)
+        harness.redis.start()
+        began = time.monotonic()
+        await_progress(harness, job)
+        resumes.append(time.monotonic() - began)
+    assert harness.wait(job, seconds=240).status is JobStatus.COMPLETED, harness.story(job)
+    check_rows(harness.records(job), rows)
+    keep("5: Redis kills", **resume_figures(resumes))
+
+
+def test_7_a_hundred_queued_jobs_survive_the_loss_of_the_brokers_keys(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    source = upload_rows(harness.fleet, 3)
+    jobs = [harness.submit(openai_job(endpoint.base_url, source)) for _ in range(100)]
+    redis = harness.fleet.redis
+    broker = ["spider:offline-gen", *redis.keys("spider:_kombu*"), *redis.keys("spider:unacked*")]
+    redis.delete(*broker)
+    harness.worker()
+    for job in jobs:
+        assert harness.wait(job, seconds=120).status is JobStatus.COMPLETED
+
+
+def test_8_fifty_hints_make_one_attempt(harness: Harness, endpoint: ScriptedServer) -> None:
+    job = harness.submit(openai_job(endpoint.base_url, upload_rows(harness.fleet, 50)))
+    for _ in range(50):
+        harness.fleet.hints.publish(job, "offline-gen")
+    harness.worker()
+    harness.worker()
+    assert harness.wait(job).status is JobStatus.COMPLETED
+    claims = [
+        e.data["unit"] for e in harness.fleet.events.read(job).events if e.code == "unit.claimed"
+    ]
+    assert len(claims) == len(set(claims))
+    assert endpoint.counts.requests == 50
+
+
+def crashing(harness: Harness, at: int, count: Path | None = None) -> Path:
+    """Make the harness's runners crash once, at that point; returns the crash's mark."""
+    mark = harness.folder / f"crashed-{at}"
+    script = harness.folder / f"python-{at}"
+    script.write_text(
+        f"#!/bin/sh\nshift 2\ncd {ROOT}\nCRASH_AT={at} CRASH_FILE={mark} CRASH_COUNT={count or ''} "
+        f'exec {sys.executable} -m tests.support.crashing_runner "$@"\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    harness.env["SPIDER_PYTHON_OFFLINE_GEN"] = str(script)
+    harness.env["SPIDER_RUNNER_IDLE"] = "0"
+    return mark
+
+
+@pytest.mark.parametrize(
+    "every", [pytest.param(9, id="sample"), pytest.param(1, marks=pytest.mark.chaos, id="all")]
+)
+def test_10_a_crash_at_every_script_and_write_is_passed(
+    harness: Harness, endpoint: ScriptedServer, every: int
+) -> None:
+    endpoint.script.latency_ms = 0
+    source = upload_rows(harness.fleet, 20)
+    document = openai_job(endpoint.base_url, source, shard_size=10)
+    count = harness.folder / "count"
+    crashing(harness, 0, count)
+    worker = harness.worker()
+    assert harness.wait(harness.submit(document)).status is JobStatus.COMPLETED
+    points = int(eventually(lambda: count.exists() and count.read_text(), "the count"))
+    worker.stop()
+    assert points > 20
+    names = []
+    for at in range(1, points + 1, every):
+        mark = crashing(harness, at)
+        worker = harness.worker()
+        job = harness.submit(document)
+        assert harness.wait(job).status is JobStatus.COMPLETED, (at, harness.story(job))
+        check_rows(harness.records(job), 20)
+        if mark.exists():
+            names.append(mark.read_text())
+        worker.stop()
+    assert names, "no point was reached"
+    keep("10: crash points", points=points, tried=len(range(1, points + 1, every)), hit=len(names))
+
+
+def test_11_a_poison_runner_fails_after_its_attempts_and_others_go_on(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    script = harness.folder / "poison"
+    script.write_text("#!/bin/sh\nkill -9 $$\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    harness.env["SPIDER_PYTHON_OFFLINE_GEN"] = str(script)
+    poisoned = harness.worker()
+    source = upload_rows(harness.fleet, 3)
+    job = harness.submit(openai_job(endpoint.base_url, source))
+    record = harness.wait(job)
+    assert (record.status, record.reason) == (JobStatus.FAILED, "attempts_exhausted")
+    claims = [e for e in harness.fleet.events.read(job).events if e.code == "unit.claimed"]
+    assert len(claims) == harness.fleet.settings.max_attempts
+    poisoned.stop()
+    del harness.env["SPIDER_PYTHON_OFFLINE_GEN"]
+    harness.worker()
+    healthy = harness.submit(openai_job(endpoint.base_url, source))
+    assert harness.wait(healthy).status is JobStatus.COMPLETED
+
+
+def test_12_cancel_keeps_what_is_finished_and_leaves_no_process(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    worker = harness.worker()
+    source = upload_rows(harness.fleet, 3000)
+    job = harness.submit(openai_job(endpoint.base_url, source, in_flight=8))
+    eventually(lambda: rows_done(harness, job) > 20, "progress")
+    harness.fleet.jobs.cancel(job)
+    assert harness.wait(job, seconds=15).status is JobStatus.CANCELLED
+    kept = harness.records(job)
+    assert 20 < len(kept) < 3000
+    assert len({record["id"] for record in kept}) == len(kept)
+    harness.fleet.jobs.retry(job)
+    assert harness.wait(job).status is JobStatus.COMPLETED
+    check_rows(harness.records(job), 3000)
+    assert endpoint.counts.requests <= 3000 + 8, "finished rows are not asked for again"
+    worker.stop()
+    eventually(lambda: not worker.runners(), "no runner is left")
+
+
+def test_12_a_stubborn_runner_is_killed_with_its_children(harness: Harness) -> None:
+    script = harness.folder / "stubborn"
+    script.write_text("#!/bin/sh\ntrap '' TERM\nsleep 600 &\nwhile :; do sleep 1; done\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    harness.env["SPIDER_PYTHON_OFFLINE_GEN"] = str(script)
+    worker = harness.worker()
+    job = harness.submit(openai_job("http://127.0.0.1:9/v1", upload_rows(harness.fleet, 3)))
+    started = eventually(
+        lambda: [p for p in children(worker.pid) if os.getpgid(p) != worker.pid], "a runner"
+    )
+    harness.fleet.jobs.cancel(job)
+    assert harness.wait(job, seconds=30).status is JobStatus.CANCELLED
+    eventually(lambda: not any(map(alive, started)), "no process is left")
+
+
+def test_15_secrets_are_found_nowhere(harness: Harness) -> None:
+    canary = "sk-canary-5f2a7c"
+    with running_server(Script(api_key=canary)) as endpoint:
+        harness.worker()
+        source = upload_rows(harness.fleet, 30)
+        document = openai_job(endpoint.base_url, source)
+        document["model"]["api_key_env"] = "MY_KEY"
+        job = harness.submit(document, {"MY_KEY": canary, "OTHER": canary + "-2"})
+        wrong = harness.submit(document, {"MY_KEY": canary + "-3"})
+        assert harness.wait(job).status is JobStatus.COMPLETED, harness.story(job)
+        assert harness.wait(wrong).status is JobStatus.FAILED
+    harness.redis.stop()
+    for path in harness.folder.rglob("*"):
+        if path.is_file():
+            assert canary.encode() not in path.read_bytes(), path
+
+
+def test_a_typo_in_a_queue_stops_the_worker_with_a_word(harness: Harness) -> None:
+    worker = harness.worker("-Q", "ofline-gen")
+    assert worker.process.wait(30) != 0
+    assert "ofline-gen" in worker.log.read_text()
+
+
+def test_celery_inspect_sees_the_alias_as_its_three_queues(harness: Harness) -> None:
+    from spider_worker.fleet.broker import make_app
+
+    harness.worker("-Q", "gpu")
+    inspect = make_app(harness.fleet.settings).control.inspect(timeout=5)
+    queues = eventually(inspect.active_queues, "an answer to inspect")
+    assert {q["name"] for qs in queues.values() for q in qs} == {
+        "offline-gen",
+        "onpolicy-train",
+        "swe-agent",
+    }
+
+
+def test_a_worker_that_shuts_down_gives_its_units_back(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    first = harness.worker()
+    job = harness.submit(
+        openai_job(endpoint.base_url, upload_rows(harness.fleet, 2000), in_flight=8)
+    )
+    eventually(lambda: rows_done(harness, job) > 0, "progress")
+    first.stop()
+    codes = [event.code for event in harness.fleet.events.read(job).events]
+    assert "unit.released" in codes, harness.story(job)
+    harness.worker()
+    assert harness.wait(job).status is JobStatus.COMPLETED
+    check_rows(harness.records(job), 2000)
+
+
+def test_an_attempt_that_broke_leaves_no_engine_to_the_next(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    """An input that is not there yet breaks the attempt; once it is, the job goes on."""
+    source = upload_rows(harness.fleet, 50)
+    path = harness.fleet.inputs.path(source["inputs"][0]["sha256"])
+    scratch = harness.folder / "artifacts" / "jobs"
+    job = harness.submit(openai_job(endpoint.base_url, source, shard_size=10))
+    # A file where the unit's scratch folder would be: an OSError from the middle of an attempt.
+    (scratch / job).mkdir(exist_ok=True)
+    (scratch / job / "scratch").write_text("in the way")
+    harness.worker()
+    eventually(
+        lambda: "unit.retrying" in [e.code for e in harness.fleet.events.read(job).events],
+        "a broken attempt",
+    )
+    (scratch / job / "scratch").unlink()
+    assert path.is_file()
+    assert harness.wait(job).status is JobStatus.COMPLETED, harness.story(job)
+    check_rows(harness.records(job), 50)
+
+
+def test_a_worker_that_ends_leaves_no_idle_runner(
+    harness: Harness, endpoint: ScriptedServer
+) -> None:
+    worker = harness.worker()
+    job = harness.submit(openai_job(endpoint.base_url, upload_rows(harness.fleet, 5)))
+    harness.wait(job)
+    (runner,) = worker.runners()
+    worker.stop()
+    assert not alive(runner)

@@ -1,0 +1,186 @@
+"""``Client`` against the real API on a real Redis; only the socket is left out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from spider_api.app import create_app
+from spider_api.context import of
+from spider_api.settings import ApiSettings
+from spider_sdk import AppConfig, Client
+from spider_sdk.errors import ConfigError, Conflict, NotFound, Unauthorized
+from spider_worker.fleet import Fleet
+from spider_worker.settings import FleetSettings
+from tests.support.redis_server import RedisServer
+
+JOB: dict[str, Any] = {
+    "model": {"provider": "vllm", "name": "Qwen/Qwen2.5-7B-Instruct"},
+    "source": {"dataset": "openai/gsm8k", "field": "question"},
+}
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def fleet(redis_server: RedisServer, tmp_path: Path) -> Iterator[Fleet]:
+    settings = FleetSettings(
+        redis_url=redis_server.url,
+        artifacts=tmp_path / "artifacts",
+        secret_key_file=tmp_path / "secret.key",
+        event_history=100,
+    )
+    fleet = Fleet.connect(settings)
+    fleet.redis.flushall()
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def connect(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Client]]:
+    for name in ("HF_TOKEN", "SPIDER_API_KEY", "SPIDER_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SPIDER_CONFIG", str(tmp_path / "user.toml"))
+    monkeypatch.chdir(tmp_path)
+    app = create_app(ApiSettings(sse_heartbeat=0.05), fleet)
+    made: list[Client] = []
+
+    def build(job: dict[str, Any] | None = JOB, owner: str = "ada", **options: Any) -> Client:
+        options.setdefault("api_key", of(app).keys.create(owner)[1])
+        config = None if job is None else AppConfig.from_dict({"job": job})
+        made.append(Client(config, transport=httpx2.WSGITransport(app=app), **options))
+        return made[-1]
+
+    yield build
+    for client in made:
+        client.close()
+    of(app).close()
+
+
+def test_a_job_from_submit_to_its_end(connect: Callable[..., Client]) -> None:
+    client = connect()
+    submitted = client.submit_job()
+    job_id = submitted["job_id"]
+    assert submitted["status"] == "queued"
+    assert [job["job_id"] for job in client.list_jobs(status="queued")] == [job_id]
+
+    seen: list[Any] = []
+    running = threading.Event()
+
+    def noticed(document: Any) -> None:
+        seen.append(document)
+        running.set()
+
+    def stop() -> None:
+        running.wait(30)
+        connect().cancel_job(job_id)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    final = client.poll_job(job_id, timeout=60, on_update=noticed)
+    stopper.join()
+    assert final["status"] == "cancelled"
+    codes = [event["code"] for document in seen for event in document["events"]]
+    assert codes[0] == "job.queued"
+    assert codes[-1] == "job.cancelled"
+    assert [event.code for event in client.events(job_id)] == codes
+    assert client.logs(job_id) == ""
+    assert client.artifacts(job_id) == []
+    with pytest.raises(NotFound, match="no results yet"):
+        client.download_result(job_id, "r.json")
+
+
+def test_polling_tells_the_same(connect: Callable[..., Client]) -> None:
+    client = connect()
+    job_id = client.submit_job()["job_id"]
+    client.cancel_job(job_id)
+    seen: list[Any] = []
+    final = client.poll_job(job_id, interval=0.01, stream_events=False, on_update=seen.append)
+    assert final["status"] == "cancelled"
+    codes = [event["code"] for document in seen for event in document["events"]]
+    assert codes == [event.code for event in client.events(job_id)]
+
+
+def test_a_retry_is_followed_past_the_first_end(connect: Callable[..., Client]) -> None:
+    client = connect()
+    job_id = client.submit_job()["job_id"]
+    client.cancel_job(job_id)
+    assert client.retry_job(job_id)["status"] == "queued"
+    with pytest.raises(Conflict, match="queued"):
+        client.retry_job(job_id)
+    client.cancel_job(job_id)
+    codes = [event.code for event in client.events(job_id)]
+    assert codes.count("job.cancelled") == 2
+
+
+def test_trimmed_events_are_skipped_over(connect: Callable[..., Client], fleet: Fleet) -> None:
+    client = connect()
+    job_id = client.submit_job()["job_id"]
+    for number in range(1500):
+        fleet.events.append(job_id, "info", "note", str(number))
+    client.cancel_job(job_id)
+    offsets = [event.offset for event in client.events(job_id)]
+    assert offsets[0] > 0
+    assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
+    end = client.get_job_status(job_id, since=offsets[-1] + 1)
+    assert end["events"] == []
+
+
+def test_submitting_twice_with_one_key(connect: Callable[..., Client]) -> None:
+    client = connect()
+    first = client.submit_job(idempotency_key="k")
+    assert client.submit_job(idempotency_key="k")["job_id"] == first["job_id"]
+    with pytest.raises(Conflict, match="another body"):
+        client.submit_job({"generation": {"seed": 3}}, idempotency_key="k")
+
+
+def test_local_data_reaches_the_server(
+    connect: Callable[..., Client], fleet: Fleet, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1?"}\n')
+    source = {"dataset": "./rows.jsonl", "field": "question"}
+    client = connect({**JOB, "source": source})
+    job_id = client.submit_job()["job_id"]
+    client.submit_job()
+    (entry,) = client.get_job_status(job_id)["job"]["source"]["inputs"]
+    assert entry["name"] == "rows.jsonl"
+    assert fleet.inputs.path(entry["sha256"]).read_text() == '{"question": "1+1?"}\n'
+
+
+def test_secrets_stay_out_of_the_record(connect: Callable[..., Client], fleet: Fleet) -> None:
+    model = {"provider": "openai", "name": "m", "base_url": "https://8.8.8.8/v1"}
+    client = connect({**JOB, "model": {**model, "api_key": "canary-1"}})
+    job_id = client.submit_job()["job_id"]
+    (name,) = client.forwarded
+    document = client.get_job_status(job_id)
+    assert "canary-1" not in str(document)
+    assert document["job"]["model"]["api_key_env"] == name
+    assert fleet.jobs.secrets(job_id) == {name: "canary-1"}
+    client.cancel_job(job_id)
+    assert client.retry_job(job_id)["status"] == "queued"
+    assert fleet.jobs.secrets(job_id) == {name: "canary-1"}
+
+
+def test_what_the_server_refuses(connect: Callable[..., Client]) -> None:
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        connect(
+            {**JOB, "model": {**JOB["model"], "parameters": {"trust_remote_code": True}}}
+        ).submit_job()
+    job_id = connect().submit_job()["job_id"]
+    with pytest.raises(NotFound, match=job_id):
+        connect(owner="bob").get_job_status(job_id)
+    with pytest.raises(NotFound):
+        list(connect(owner="bob").events(job_id))
+    with pytest.raises(Unauthorized, match="SPIDER_API_KEY"):
+        connect(api_key="sk_nobody_x").list_jobs()
