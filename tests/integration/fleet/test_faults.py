@@ -103,10 +103,12 @@ def test_several_workers_share_one_job(harness: Harness, endpoint: ScriptedServe
     eventually(lambda: all(w.runners() for w in workers), "both workers at work", 60)
     assert harness.wait(job).status is JobStatus.COMPLETED
     check_rows(harness.records(job), 1200)
-    holders = {
+    # A holder is worker-and-runner: a worker whose runner waited without a unit for a moment
+    # takes the job up again under another name, and it is workers that are counted here.
+    holders = [
         e.data["holder"] for e in harness.fleet.events.read(job).events if e.code == "unit.claimed"
-    }
-    assert len(holders) == 2
+    ]
+    assert len({holder.rpartition("-")[0] for holder in holders}) == 2
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.chaos)])
