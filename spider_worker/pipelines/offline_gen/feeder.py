@@ -12,12 +12,12 @@ from contextlib import aclosing
 from typing import Any
 
 from spider_sdk.errors import PipelineError, RowError
-from spider_worker.pipelines.offline_gen.feed import BatchSizer, Reader
 from spider_worker.pipelines.offline_gen.ledger import Ledger
 from spider_worker.pipelines.offline_gen.pool import Request, RequestPool
-from spider_worker.pipelines.offline_gen.prompts import Preparer
 from spider_worker.pipelines.offline_gen.records import request_seed
 from spider_worker.pipelines.offline_gen.unit import UnitRows
+from spider_worker.pipelines.rows.prompts import Preparer
+from spider_worker.pipelines.rows.reader import BatchSizer, Reader
 from spider_worker.sandbox.base import Outcome, Sandbox
 from spider_worker.sources.base import IndexedRow
 

@@ -20,14 +20,12 @@ from spider_worker.pipelines.base import (
     UnitContext,
     UnitOutcome,
 )
-from spider_worker.pipelines.offline_gen.calls import announce
-from spider_worker.pipelines.offline_gen.feed import Reader
+from spider_worker.pipelines.calls import announce
 from spider_worker.pipelines.offline_gen.feeder import Feeder
 from spider_worker.pipelines.offline_gen.parts import Parts
 from spider_worker.pipelines.offline_gen.planning import cut, shard_size, stream_unit
 from spider_worker.pipelines.offline_gen.pool import RequestPool
 from spider_worker.pipelines.offline_gen.post import Backlog
-from spider_worker.pipelines.offline_gen.prompts import Preparer
 from spider_worker.pipelines.offline_gen.publication import Publication
 from spider_worker.pipelines.offline_gen.records import ErrorText
 from spider_worker.pipelines.offline_gen.run import GRACE, UnitRun, Workbench
@@ -37,6 +35,8 @@ from spider_worker.pipelines.offline_gen.summary import (
     summarise,
     totals,
 )
+from spider_worker.pipelines.rows.prompts import Preparer
+from spider_worker.pipelines.rows.reader import Reader
 from spider_worker.sandbox.base import Sandbox
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from spider_sdk.errors import PipelineError, RowError
 from spider_worker.engines.base import Completion, Engine
-from spider_worker.pipelines.offline_gen.prompts import Prepared
+from spider_worker.pipelines.rows.prompts import Prepared
 
 
 class Owner(Protocol):

@@ -11,11 +11,11 @@ from collections import deque
 from typing import Any, Final
 
 from spider_sdk.errors import RowError
-from spider_worker.pipelines.offline_gen.feed import BatchSizer
 from spider_worker.pipelines.offline_gen.journal import decode, encode
 from spider_worker.pipelines.offline_gen.ledger import State
 from spider_worker.pipelines.offline_gen.records import post_processed
 from spider_worker.pipelines.offline_gen.unit import UnitRows
+from spider_worker.pipelines.rows.reader import BatchSizer
 from spider_worker.sandbox.base import Outcome, Sandbox
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from spider_sdk.errors import RowError
 from spider_sdk.records import IDENTITY_FIELDS, RECORD_FIELDS, Record
 from spider_worker.engines.base import Completion
-from spider_worker.pipelines.offline_gen.prompts import Prepared
+from spider_worker.pipelines.rows.prompts import Prepared
 
 _OWN = frozenset(RECORD_FIELDS)
 _MASK = "***"

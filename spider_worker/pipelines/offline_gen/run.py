@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from spider_sdk.config.model import Pricing
 from spider_worker.pipelines.base import UnitContext, UnitOutcome
-from spider_worker.pipelines.offline_gen.calls import Announcer, persist
-from spider_worker.pipelines.offline_gen.feed import Reader
+from spider_worker.pipelines.calls import Announcer, persist
 from spider_worker.pipelines.offline_gen.feeder import Feeder
 from spider_worker.pipelines.offline_gen.journal import Journal
 from spider_worker.pipelines.offline_gen.ledger import Ledger, State
@@ -25,6 +24,7 @@ from spider_worker.pipelines.offline_gen.resume import Takeover, take_over
 from spider_worker.pipelines.offline_gen.shard import write_shard
 from spider_worker.pipelines.offline_gen.tally import Tally
 from spider_worker.pipelines.offline_gen.unit import UnitRows
+from spider_worker.pipelines.rows.reader import Reader
 from spider_worker.sandbox.base import Sandbox
 
 GRACE: Final = 5.0  #: seconds from a cancel to the return of ``run``

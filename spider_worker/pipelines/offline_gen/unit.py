@@ -18,9 +18,9 @@ from spider_worker.pipelines.offline_gen.journal import (
 )
 from spider_worker.pipelines.offline_gen.ledger import Ledger, State
 from spider_worker.pipelines.offline_gen.pool import Request
-from spider_worker.pipelines.offline_gen.prompts import Prepared
 from spider_worker.pipelines.offline_gen.records import ErrorText, error_record, good_record
 from spider_worker.pipelines.offline_gen.tally import Tally
+from spider_worker.pipelines.rows.prompts import Prepared
 
 
 class UnitRows:

@@ -86,7 +86,7 @@ def test_dropped_rows_and_waiting_completions_survive_a_cancel(tmp_path: Path) -
 def test_a_cancelled_unit_leaves_the_requests_of_another_alone(tmp_path: Path) -> None:
     from spider_worker.engines.base import Completion
     from spider_worker.pipelines.offline_gen.pool import Request, RequestPool
-    from spider_worker.pipelines.offline_gen.prompts import Prepared
+    from spider_worker.pipelines.rows.prompts import Prepared
 
     class Owner:
         def __init__(self) -> None:

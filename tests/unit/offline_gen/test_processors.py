@@ -143,7 +143,7 @@ def test_a_processor_that_drops_everything_is_no_success(tmp_path: Path) -> None
 
 
 def test_batches_grow_for_a_fast_function_and_shrink_for_a_slow_one() -> None:
-    from spider_worker.pipelines.offline_gen.feed import BatchSizer
+    from spider_worker.pipelines.rows.reader import BatchSizer
 
     sizer = BatchSizer()
     for _ in range(10):

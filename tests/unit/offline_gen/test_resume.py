@@ -244,7 +244,7 @@ def test_an_outage_of_the_fleet_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from spider_sdk.errors import FleetUnavailable
-    from spider_worker.pipelines.offline_gen import calls
+    from spider_worker.pipelines import calls
     from spider_worker.testing import LocalContext
 
     monkeypatch.setattr(calls, "_PAUSE", 0.001)
