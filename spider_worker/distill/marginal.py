@@ -1,0 +1,108 @@
+"""A teacher's distribution over its own tokens, read as one over the student's.
+
+Byte-prefix marginalisation (arXiv 2607.22334): φ(t) is the longest student token whose bytes are a
+prefix of teacher token t's, and the student's target for u is Σ_{φ(t)=u} q(t). It means something
+where both models are about to write the same byte: where a span begins.
+
+The definition knows of teacher tokens that are longer than the student's, and not of the reverse.
+Where the student may write "12" in one token and the teacher writes "1", then "2", q says "1" and
+nothing of what follows: "12" would get no mass, and a student trained on that unlearns a token for
+being long. Such a t is *open*: some student token begins with it for want of a longer teacher
+token. Mass of an open t, and the student's own mass on everything that is no target, is one lump,
+the residual; comparing two distributions with some events lumped together is still sound. A
+position whose sampled token lies in the lump is left to the span's advantage.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PrefixMap"]
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_worker.distill.alignment import Indices, Spans
+from spider_worker.distill.vocabulary import Vocabulary
+
+Floats = NDArray[np.float32]
+
+
+class PrefixMap:
+    """φ between two vocabularies: ``image`` (V_teacher,) int64 is the student's id, −1 where there
+    is none or where t is open. Structure maps to structure of the same text, a stop to a stop."""
+
+    def __init__(self, student: Vocabulary, teacher: Vocabulary) -> None:
+        self.image: Indices = np.full(len(teacher.pieces), -1, dtype=np.int64)
+        if student.same_ids(teacher):
+            self.image[:] = np.arange(len(self.image))
+        else:
+            self._map_pieces(_by_piece(student), _by_piece(teacher))
+            self._map_structure(student, teacher)
+
+    def targets(
+        self, spans: Spans, sampled: Indices, ids: Indices, logprobs: Floats
+    ) -> tuple[Indices, Indices, Floats]:
+        """Targets where a span begins and the sampled token is one of them.
+
+        ``sampled`` (N,) are the student's tokens, ``ids`` and ``logprobs`` (M, K) the teacher's
+        most probable tokens at each of its positions (−1, −inf where there are fewer). Returns
+        ``positions`` (P,), ``ids`` (P, K) with −1 unused, ``probs`` (P, K): see DenseTargets.
+        """
+        positions, rows = spans.student_begin, spans.teacher_begin
+        chosen = ids[rows]
+        mapped = np.where(chosen >= 0, self.image[np.clip(chosen, 0, None)], -1)
+        usable = (mapped == sampled[positions][:, None]).any(axis=1)
+        mapped = mapped[usable]
+        probs = np.exp(logprobs[rows[usable]].astype(np.float64))
+        return positions[usable], *_merged(mapped, np.where(mapped >= 0, probs, 0.0))
+
+    def _map_pieces(self, student: dict[bytes, int], teacher: dict[bytes, int]) -> None:
+        for piece, token in teacher.items():
+            prefix = _longest_prefix(piece, student)
+            if prefix is not None:
+                self.image[token] = student[prefix]
+        for piece in student:
+            prefix = _longest_prefix(piece, teacher)
+            if prefix is not None and len(prefix) < len(piece):
+                self.image[teacher[prefix]] = -1
+
+    def _map_structure(self, student: Vocabulary, teacher: Vocabulary) -> None:
+        for text, token in teacher.structural.items():
+            if text in student.structural:
+                self.image[token] = student.structural[text]
+        if student.end_of_turn is not None:
+            for token in teacher.stops:
+                self.image[token] = student.end_of_turn
+
+
+def _by_piece(vocabulary: Vocabulary) -> dict[bytes, int]:
+    """Ordinary tokens by their bytes; of two with the same bytes, the lower id."""
+    found: dict[bytes, int] = {}
+    for token, piece in enumerate(vocabulary.pieces):
+        if piece and token not in vocabulary.texts:
+            found.setdefault(piece, token)
+    return found
+
+
+def _longest_prefix(piece: bytes, table: dict[bytes, int]) -> bytes | None:
+    for length in range(len(piece), 0, -1):
+        if piece[:length] in table:
+            return piece[:length]
+    return None
+
+
+def _merged(ids: Indices, probs: NDArray[np.float64]) -> tuple[Indices, Floats]:
+    """Rows in which each id stands once, with the sum of its probabilities; elsewhere −1 and 0."""
+    if not ids.size:
+        return ids, probs.astype(np.float32)
+    order = np.argsort(ids, axis=1, kind="stable")
+    ids = np.take_along_axis(ids, order, axis=1)
+    probs = np.take_along_axis(probs, order, axis=1)
+    first = np.ones(ids.shape, dtype=bool)
+    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    sums = np.zeros(ids.shape)
+    # Each entry's run of equal ids, counted through the whole table, is where its mass goes.
+    runs = np.cumsum(first.ravel()) - 1
+    totals = np.bincount(runs, weights=probs.ravel())
+    sums[first] = totals
+    keep = first & (ids >= 0)
+    return np.where(keep, ids, -1), np.where(keep, sums, 0.0).astype(np.float32)
