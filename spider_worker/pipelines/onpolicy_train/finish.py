@@ -1,0 +1,86 @@
+"""The end of a run: its curves, its adapter, the repository on the Hub, the summary."""
+
+from __future__ import annotations
+
+__all__ = ["ADAPTER_FILES", "closing_files", "final_figures", "published_files", "summarise"]
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from spider_worker.pipelines.base import JobContext
+from spider_worker.pipelines.onpolicy_train.checkpoints import Progress
+from spider_worker.pipelines.onpolicy_train.record import record_id
+
+#: What PEFT writes and reads.
+ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+_PACKAGES: Final = (
+    "spider-distill", "datasets", "huggingface_hub", "peft", "tinker", "torch", "transformers",
+    "vllm",
+)  # fmt: skip
+
+
+def closing_files(adapter: Path, metrics: Path, curves: Path | None) -> dict[str, Path]:
+    """The artifacts of a run by name. ``metrics`` is copied: the journal itself is committed as
+    the unit's file."""
+    copy = metrics.with_name("metrics.jsonl")
+    shutil.copyfile(metrics, copy)
+    files = {f"adapter/{name}": adapter / name for name in ADAPTER_FILES}
+    files["metrics.jsonl"] = copy
+    if curves is not None:
+        files["curves.png"] = curves
+    return files
+
+
+def published_files(ctx: JobContext, progress: Progress) -> dict[str, Path]:
+    """What goes to the Hub, by its path there: the adapter at the root, where ``peft`` looks for
+    it, and each checkpoint under its step."""
+    found: dict[str, Path | None] = {
+        name: ctx.artifact(f"adapter/{name}") for name in ADAPTER_FILES
+    }
+    found |= {name: ctx.artifact(name) for name in ("metrics.jsonl", "curves.png")}
+    for step in progress.saved:
+        for name in ADAPTER_FILES:
+            path = f"checkpoints/{record_id(step)}/{name}"
+            found[path] = ctx.artifact(path)
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def final_figures(metrics: Path | None) -> dict[str, Any]:
+    """The last record of ``metrics.jsonl``; empty where no step was made."""
+    if metrics is None:
+        return {}
+    lines = metrics.read_bytes().splitlines()
+    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return last
+
+
+def summarise(
+    ctx: JobContext, progress: Progress, figures: Mapping[str, Any], remote: str | None
+) -> dict[str, Any]:
+    """The document ``summary.json``: ``job`` is the recipe as submitted, without secrets."""
+    return {
+        "job_id": ctx.job_id,
+        "job": dict(ctx.document),
+        "steps": progress.step,
+        "ended": progress.ended,
+        "sampled_tokens": progress.tokens,
+        "checkpoints": progress.saved,
+        "final": dict(figures),
+        "remote_artifact": remote,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,384 @@
+"""The on-policy pipeline: one training run, as one unit of work."""
+
+from __future__ import annotations
+
+__all__ = ["OnPolicyPipeline"]
+
+import asyncio
+import dataclasses
+import functools
+import math
+import secrets
+from typing import Any, Final
+
+import orjson
+
+from spider_sdk.config.model import JobConfig, OnPolicyOptions, ProcessorConfig, TeacherConfig
+from spider_sdk.errors import FatalJobError, RowError
+from spider_worker.pipelines.base import (
+    JobContext,
+    JobResult,
+    Plan,
+    UnitContext,
+    UnitOutcome,
+    UnitSpec,
+)
+from spider_worker.pipelines.calls import Announcer, announce
+from spider_worker.pipelines.onpolicy_train.batch import BatchMaker
+from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints, Progress
+from spider_worker.pipelines.onpolicy_train.evaluation import Evaluation
+from spider_worker.pipelines.onpolicy_train.finish import (
+    closing_files,
+    final_figures,
+    published_files,
+    summarise,
+)
+from spider_worker.pipelines.onpolicy_train.journal import MetricsJournal
+from spider_worker.pipelines.onpolicy_train.parts import ModelText, Parts, RunTracker
+from spider_worker.pipelines.onpolicy_train.prompts import PromptStream, held_out_rows
+from spider_worker.pipelines.onpolicy_train.supervision import Seat, Supervision, choose_signal
+from spider_worker.pipelines.onpolicy_train.training import Training, Workbench
+from spider_worker.pipelines.rows.prompts import Preparer
+from spider_worker.pipelines.rows.reader import Reader
+from spider_worker.sandbox.base import Sandbox
+from spider_worker.tokens import SampleParams, TokenEngine
+from spider_worker.trainers.base import Trainer
+
+#: Seconds for a step to end and its checkpoint to be saved, after a cancel.
+GRACE: Final = 600.0
+UNIT: Final = "train"
+#: What a sampled reverse KL needs: anything else samples from another distribution than the
+#: policy's own, and the estimate is biased.
+_UNBIASED: Final = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+_SAMPLING: Final = frozenset({*_UNBIASED, "max_tokens", "stop_token_ids", "seed"})
+
+
+class OnPolicyPipeline:
+    """One job. Raises NotSupported, when made, for what this version cannot honour."""
+
+    grace = GRACE
+
+    def __init__(self, job: JobConfig, parts: Parts) -> None:
+        options = job.generation.on_policy_options
+        if options is None:
+            raise FatalJobError("generation.on_policy needs on_policy_options with a teacher")
+        self._job = job
+        self._options: OnPolicyOptions = options
+        self._parts = parts
+        self._params = _sample_params(job, options)
+
+    # -- the contract --------------------------------------------------------------
+
+    async def plan(self, ctx: JobContext) -> Plan:
+        """Raises FatalJobError and its kin for whatever would fail later: data, processors, a
+        student or a rank that is refused, a teacher that cannot be reached, whose tokenizer
+        cannot be mapped or whose scores mean nothing, a Hub that may not be written to, a
+        tracker that is not to be had."""
+        job, options = self._job, self._options
+        await self._warn(ctx)
+        await announce(ctx, "job.planning", "checking the data, the student and the teachers")
+        reader = await self._reader(ctx)
+        rows = await reader.call(reader.source.count)
+        self._check_columns(await reader.call(reader.source.columns))
+        if rows == 0:
+            raise FatalJobError(f"source {job.source.dataset!r} selects no rows")
+        held_out = held_out_rows(rows, options.eval_examples)
+        await self._sandbox(ctx, job.pre_processor, "pre_processor")
+        await self._sandbox(ctx, job.evaluator, "evaluator")
+        if job.output.mode == "upload_hf":
+            await asyncio.to_thread(self._parts.repo(ctx).check_access)
+        seed = _first(options.seed, job.generation.seed, secrets.randbits(31))
+        trainer = await self._trainer(ctx, seed)
+        await self._seats(ctx, trainer, test=True)
+        trained = None if rows is None else (rows - len(held_out)) * options.epochs
+        steps = None if trained is None else math.ceil(trained / options.groups_per_batch)
+        spec = {"rows": rows, "held_out": list(held_out), "seed": seed, "steps": steps}
+        return Plan(units=[UnitSpec(UNIT, 0, spec)])
+
+    async def run(self, ctx: UnitContext) -> UnitOutcome:
+        spec = ctx.unit.spec
+        trainer = await self._trainer(ctx, int(spec["seed"]))
+        checkpoints = Checkpoints(ctx, trainer, self._parts.save_pace)
+        progress = await checkpoints.restore()
+        if progress.step:
+            text = f"going on after step {progress.step}"
+            await announce(ctx, "train.resumed", text, {"step": progress.step})
+        announcer = Announcer(ctx)
+        journal = await asyncio.to_thread(MetricsJournal, ctx, progress.step)
+        tracker = await asyncio.to_thread(
+            self._parts.tracker, ctx, progress.step if progress.step else None
+        )
+        status = "failed"
+        try:
+            if tracker is not None:
+                await asyncio.to_thread(tracker.start)
+            bench = await self._workbench(ctx, trainer, checkpoints, journal, tracker, announcer)
+            progress = await Training(ctx, bench, progress).execute()
+            status = progress.ended or status
+            await bench.stream.close()
+            return await self._outcome(ctx, trainer, journal, progress)
+        finally:
+            journal.close()
+            await announcer.finish()
+            if tracker is not None:
+                await asyncio.to_thread(tracker.finish, status)
+
+    async def publish(self, ctx: JobContext) -> None:
+        """Nothing is published before the end: see ``finalise``."""
+
+    async def finalise(self, ctx: JobContext) -> JobResult:
+        progress, _ = Checkpoints.progress_of(ctx)
+        figures = await asyncio.to_thread(final_figures, ctx.artifact("metrics.jsonl"))
+        files = {}
+        remote = None
+        card = ctx.scratch / "README.md"
+        text = self._parts.card(ctx, {"steps": progress.step, "final": figures})
+        card.write_text(text, encoding="utf-8")
+        if self._job.output.mode == "upload_hf":
+            pushed = {"README.md": card, **published_files(ctx, progress)}
+            message = f"On-policy distillation, {progress.step} steps"
+            remote = await asyncio.to_thread(self._parts.repo(ctx).push, pushed, message)
+        summary = ctx.scratch / "summary.json"
+        document = summarise(ctx, progress, figures, remote)
+        summary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        files = {"summary.json": summary, "adapter/README.md": card}
+        said = [f"{progress.step:,} steps", f"{progress.tokens:,} sampled tokens"]
+        for name, label in (("kl", "kl"), ("eval/kl", "held-out kl"), ("eval/score", "score")):
+            if figures.get(name) is not None:
+                said.append(f"{label} {figures[name]:.4f}")
+        return JobResult(remote_artifact=remote, message=", ".join(said), files=files)
+
+    # -- a run ---------------------------------------------------------------------
+
+    async def _workbench(
+        self,
+        ctx: UnitContext,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        journal: MetricsJournal,
+        tracker: RunTracker | None,
+        announcer: Announcer,
+    ) -> Workbench:
+        job, options, spec = self._job, self._options, ctx.unit.spec
+        seats = await self._seats(ctx, trainer, test=False)
+        student = await self._student(ctx, trainer)
+        supervision = Supervision(
+            seats,
+            coef=options.kl_penalty_coef,
+            discount=options.kl_discount_factor,
+            clip=options.advantage_clip,
+        )
+        stream = PromptStream(
+            await self._reader(ctx),
+            await self._sandbox(ctx, job.pre_processor, "pre_processor"),
+            Preparer(job.source.field, job.generation.system_prompt),
+            rows=spec["rows"],
+            held_out=spec["held_out"],
+            epochs=options.epochs,
+            on_error=functools.partial(_tell_row_error, announcer),
+        )
+        params = dataclasses.replace(self._params, stop=(*self._params.stop, *student.stops))
+        maker = functools.partial(BatchMaker, student, supervision, params, seed=int(spec["seed"]))
+        weights = {seat.config.name: seat.config.weight for seat in seats}
+        evaluation = Evaluation(
+            maker(group_size=1, baseline="none"),
+            student,
+            params,
+            await stream.held_out(),
+            weights,
+            await self._sandbox(ctx, job.evaluator, "evaluator"),
+        )
+        return Workbench(
+            trainer=trainer,
+            stream=stream,
+            maker=maker(group_size=options.group_size, baseline=options.baseline),
+            evaluation=evaluation,
+            checkpoints=checkpoints,
+            journal=journal,
+            tracker=tracker,
+            announcer=announcer,
+            options=options,
+            teachers=weights,
+            tokenizers={seat.config.name: seat.text.vocabulary.name for seat in seats},
+            steps_total=spec["steps"],
+        )
+
+    async def _outcome(
+        self, ctx: UnitContext, trainer: Trainer, journal: MetricsJournal, progress: Progress
+    ) -> UnitOutcome:
+        adapter = ctx.scratch / "adapter"
+        adapter.mkdir(exist_ok=True)
+        await trainer.save_adapter(adapter)
+        metrics = ctx.scratch / "records.jsonl"
+        await asyncio.to_thread(metrics.write_bytes, journal.path.read_bytes())
+        curves = ctx.scratch / "curves.png" if journal.last else None
+        if curves is not None:
+            await asyncio.to_thread(self._parts.draw, metrics, curves, _title(self._job))
+        return UnitOutcome(
+            counters={"steps_done": progress.step, "sampled_tokens": progress.tokens},
+            file=metrics,
+            complete=progress.ended != "cancelled",
+            files=await asyncio.to_thread(closing_files, adapter, metrics, curves),
+        )
+
+    # -- parts, each built once a runner -------------------------------------------
+
+    async def _trainer(self, ctx: JobContext, seed: int) -> Trainer:
+        async def build() -> Trainer:
+            trainer = self._parts.trainer(ctx, seed)
+            await announce(ctx, "trainer.starting", f"{self._job.model.name} is being loaded")
+            try:
+                await trainer.start()
+                checkpoint = _first(
+                    self._options.student_checkpoint_path, self._job.model.student_checkpoint_path
+                )
+                if checkpoint is not None:
+                    await trainer.load_weights(checkpoint)
+            except BaseException:
+                await trainer.close()
+                raise
+            return trainer
+
+        return await ctx.resources.get(f"trainer:{ctx.job_id}:{seed}", build, lambda t: t.close())
+
+    async def _student(self, ctx: JobContext, trainer: Trainer) -> ModelText:
+        async def build() -> ModelText:
+            name = trainer.info.tokenizer
+            return await asyncio.to_thread(self._parts.student_text, ctx, name)
+
+        return await ctx.resources.get(f"student:{ctx.job_id}", build, _nothing)
+
+    async def _seats(self, ctx: JobContext, trainer: Trainer, *, test: bool) -> list[Seat]:
+        """The teachers, in the order of the config. ``test``: each must show that it can score."""
+        student = await self._student(ctx, trainer)
+        seats = []
+        for number, teacher in enumerate(self._options.teacher):
+            engine = await self._teacher(ctx, number, teacher)
+            text = await asyncio.to_thread(self._parts.teacher_text, ctx, teacher)
+            signal = choose_signal(teacher, self._parts.signals(engine), trainer.info.dense)
+            if test:
+                await self._parts.self_test(engine, text, teacher.name)
+                said = f"teacher {teacher.name} scores as it should; signal: {signal}"
+                await announce(ctx, "teacher.ready", said, {"teacher": teacher.name})
+            seats.append(
+                await asyncio.to_thread(
+                    Seat.take, teacher, engine, text, student.vocabulary, signal
+                )
+            )
+        return seats
+
+    async def _teacher(self, ctx: JobContext, number: int, teacher: TeacherConfig) -> TokenEngine:
+        async def build() -> TokenEngine:
+            engine = self._parts.teacher(ctx, teacher)
+            await announce(ctx, "teacher.starting", f"teacher {teacher.name} is being reached")
+            try:
+                await engine.start()
+            except BaseException:
+                await engine.close()
+                raise
+            return engine
+
+        key = f"teacher:{ctx.job_id}:{number}"
+        return await ctx.resources.get(key, build, lambda engine: engine.close())
+
+    async def _reader(self, ctx: JobContext) -> Reader:
+        async def build() -> Reader:
+            return Reader(await asyncio.to_thread(self._parts.source, ctx))
+
+        return await ctx.resources.get(f"source:{ctx.job_id}", build, lambda r: r.close())
+
+    async def _sandbox(
+        self, ctx: JobContext, processor: ProcessorConfig | None, stage: str
+    ) -> Sandbox | None:
+        if processor is None:
+            return None
+
+        async def build() -> Sandbox:
+            sandbox = self._parts.sandbox(self._job, processor, stage)
+            try:
+                await sandbox.start()
+            except BaseException:
+                await sandbox.stop()
+                raise
+            return sandbox
+
+        return await ctx.resources.get(f"{stage}:{ctx.job_id}", build, lambda s: s.stop())
+
+    # -- checks --------------------------------------------------------------------
+
+    async def _warn(self, ctx: JobContext) -> None:
+        biased = {
+            name: value
+            for name, value in self._job.generation.parameters.items()
+            if name in _UNBIASED and value is not None and value not in (_UNBIASED[name], -1)
+        }
+        if biased:
+            said = ", ".join(f"{name} {value}" for name, value in biased.items())
+            await asyncio.to_thread(
+                ctx.event,
+                "warning",
+                "train.biased_sampling",
+                f"generation.parameters: with {said} the student is sampled from another"
+                " distribution than its own, and the KL that it learns from is biased; remove"
+                " them unless you mean it",
+                biased,
+            )
+
+    def _check_columns(self, columns: list[str] | None) -> None:
+        field = self._job.source.field
+        # A pre-processor may make the field; then a row without it is left out.
+        if field is None or columns is None or field in columns or self._job.pre_processor:
+            return
+        raise FatalJobError(
+            f"source.field {field!r} is no column of {self._job.source.dataset!r}; it has"
+            f" {', '.join(columns)}"
+        )
+
+
+def _sample_params(job: JobConfig, options: OnPolicyOptions) -> SampleParams:
+    """How the student samples. Raises FatalJobError for a parameter that sampling has not."""
+    parameters = {k: v for k, v in job.generation.parameters.items() if v is not None}
+    unknown = sorted(set(parameters) - _SAMPLING)
+    if unknown:
+        raise FatalJobError(
+            f"generation.parameters: {', '.join(unknown)} is not known to on-policy training, which"
+            f" takes {', '.join(sorted(_SAMPLING))}"
+        )
+    length = parameters.get("max_tokens", options.max_tokens)
+    if length != options.max_tokens and "max_tokens" in parameters:
+        raise FatalJobError(
+            f"generation.parameters.max_tokens ({length}) and on_policy_options.max_tokens"
+            f" ({options.max_tokens}) differ; keep the second"
+        )
+    top_k = int(parameters.get("top_k", 0))
+    return SampleParams(
+        max_tokens=options.max_tokens,
+        stop=tuple(int(one) for one in parameters.get("stop_token_ids", ())),
+        temperature=float(parameters.get("temperature", 1.0)),
+        top_p=float(parameters.get("top_p", 1.0)),
+        top_k=max(top_k, 0),
+    )
+
+
+def _tell_row_error(announcer: Announcer, index: int, error: RowError) -> None:
+    announcer.say(
+        "warning",
+        "row.error",
+        f"row {index} makes no prompt and is left out: {error.message} (further ones are counted"
+        " as rows_error)",
+        {"row": index},
+    )
+
+
+def _title(job: JobConfig) -> str:
+    options = job.generation.on_policy_options
+    teachers = ", ".join(teacher.name for teacher in options.teacher) if options else ""
+    return f"{job.model.name} ← {teachers}"
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+async def _nothing(_: Any) -> None: ...

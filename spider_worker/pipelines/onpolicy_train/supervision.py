@@ -1,0 +1,275 @@
+"""What the teachers make of a rollout: an advantage for each sampled token, and where a teacher
+gives distributions, targets for the positions at which both models stand at the same byte."""
+
+from __future__ import annotations
+
+__all__ = ["Judgement", "Rollout", "Seat", "Supervision", "Verdict", "choose_signal"]
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spider_sdk.config.model import TeacherConfig
+from spider_sdk.errors import FatalJobError, NotSupported, RowError
+from spider_worker.distill.advantages import span_advantages, span_deltas
+from spider_worker.distill.marginal import PrefixMap
+from spider_worker.distill.translation import Kind, Translation, Translator
+from spider_worker.distill.vocabulary import Vocabulary
+from spider_worker.pipelines.onpolicy_train.parts import ModelText
+from spider_worker.pipelines.onpolicy_train.prompts import Prompt
+from spider_worker.tokens import SampledTokens, TokenEngine, TopK
+from spider_worker.trainers.base import DenseTargets
+
+#: Entries a position that are asked of a teacher with whole distributions: all of a small
+#: vocabulary, and of a large one those that hold nearly all mass (the rest is one more event).
+FULL_K: Final = 1024
+#: Entries a position where a server returns its most probable tokens.
+TOP_K: Final = 20
+
+
+def choose_signal(teacher: TeacherConfig, offered: frozenset[str], dense: frozenset[str]) -> str:
+    """The signal that ``teacher.signal`` comes to: ``auto`` is the most that the teacher's engine
+    (``offered``) and the trainer's objectives (``dense``) have in common. Raises NotSupported."""
+    usable = {"sampled"} & offered
+    if "cross_entropy" in dense:
+        usable |= {"topk"} & offered
+    if "jsd" in dense:
+        usable |= {"full"} & offered
+    if teacher.signal == "auto":
+        best = next((signal for signal in ("full", "topk", "sampled") if signal in usable), None)
+        if best is not None:
+            return best
+    elif teacher.signal in usable:
+        return teacher.signal
+    raise NotSupported(
+        f"teacher {teacher.name!r}: signal {teacher.signal!r} is not to be had: its engine gives"
+        f" {', '.join(sorted(offered)) or 'none'}, and the trainer takes"
+        f" {', '.join(sorted(dense | {'sampled'}))}"
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """``prompt_tokens`` are the student's; ``sample`` what it said."""
+
+    prompt: Prompt
+    prompt_tokens: tuple[int, ...]
+    sample: SampledTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One teacher's figures on one rollout. ``kl`` is the sampled reverse KL in nats, summed over
+    the ``covered`` tokens; ``stop_kl`` that of the stop token, None where none was compared;
+    ``clipped`` counts teacher log-probabilities that were no finite number."""
+
+    teacher: str
+    kl: float
+    covered: int
+    stop_kl: float | None
+    longest_span: int
+    clipped: int
+    dropped: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judgement:
+    """``advantages`` (N,) float64 over the completion's tokens, 0 where ``targets`` (positions
+    counted from the completion's start) speaks. ``verdicts`` is empty where no teacher could
+    score the rollout; ``refused`` says why."""
+
+    advantages: NDArray[np.float64]
+    targets: DenseTargets | None
+    verdicts: Sequence[Verdict]
+    refused: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seat:
+    """A teacher at work. ``signal`` is what is asked of it."""
+
+    config: TeacherConfig
+    engine: TokenEngine
+    text: ModelText
+    translator: Translator
+    prefixes: PrefixMap
+    signal: str
+
+    @classmethod
+    def take(
+        cls, config: TeacherConfig, engine: TokenEngine, text: ModelText, student: Vocabulary,
+        signal: str,
+    ) -> Seat:  # fmt: skip
+        translator = Translator(student, text.vocabulary)
+        return cls(config, engine, text, translator, PrefixMap(student, text.vocabulary), signal)
+
+    def concerns(self, row: Mapping[str, Any]) -> bool:
+        """Whether ``when`` holds for the row's columns; a list there names alternatives."""
+        for column, wanted in self.config.when.items():
+            if column not in row:
+                return False
+            alternatives = wanted if isinstance(wanted, list | tuple) else (wanted,)
+            if row[column] not in alternatives:
+                return False
+        return True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Opinion:
+    """One teacher's advantages and targets, before they are put together with the others'."""
+
+    advantages: NDArray[np.float64]
+    targets: DenseTargets | None
+    verdict: Verdict
+
+
+class Supervision:
+    """Scores rollouts. ``coef``, ``discount`` and ``clip`` as in ``distill.advantages``."""
+
+    def __init__(self, seats: Sequence[Seat], *, coef: float, discount: float, clip: float) -> None:
+        self._seats = seats
+        self._coef = coef
+        self._discount = discount
+        self._clip = clip
+
+    def teachers_of(self, row: Mapping[str, Any]) -> list[Seat]:
+        return [seat for seat in self._seats if seat.concerns(row)]
+
+    async def judge(self, rollout: Rollout) -> Judgement:
+        """Ask every teacher that the row is for. A rollout that a teacher cannot take (its template
+        refuses, its context is too short) goes without that teacher."""
+        seats = self.teachers_of(rollout.prompt.prepared.fields)
+        found = await asyncio.gather(*(self._opinion(seat, rollout) for seat in seats))
+        opinions = [
+            (seat.config.weight, opinion)
+            for seat, opinion in zip(seats, found, strict=True)
+            if isinstance(opinion, _Opinion)
+        ]
+        refused = [opinion for opinion in found if isinstance(opinion, str)]
+        length = len(rollout.sample.tokens)
+        if not opinions:
+            return Judgement(np.zeros(length), None, (), refused or ["no teacher for this row"])
+        total = sum(weight for weight, _ in opinions)
+        shares = [(weight / total, opinion) for weight, opinion in opinions]
+        advantages = sum((share * one.advantages for share, one in shares), np.zeros(length))
+        targets = _mixed([(share, one.targets) for share, one in shares])
+        if targets is not None:
+            advantages[targets.positions] = 0.0
+        verdicts = [opinion.verdict for _, opinion in opinions]
+        return Judgement(advantages, targets, verdicts, refused)
+
+    async def _opinion(self, seat: Seat, rollout: Rollout) -> _Opinion | str:
+        tokens = rollout.sample.tokens
+        try:
+            prefix = seat.text.render(rollout.prompt.prepared.messages)
+            translation = seat.translator.translate(
+                tokens, stopped=rollout.sample.stop_reason == "stop"
+            )
+            ids = [*prefix, *translation.teacher_tokens.tolist()]
+            context = seat.engine.info.context
+            if context is not None and len(ids) > context:
+                return f"{seat.config.name}: longer than its context of {context} tokens"
+            topk = {"sampled": 0, "topk": TOP_K, "full": FULL_K}[seat.signal]
+            scores = await seat.engine.compute_logprobs(
+                ids, start=len(prefix), topk=min(topk, seat.engine.info.topk)
+            )
+        except RowError as error:
+            return f"{seat.config.name}: {error.message}"
+        own = scores.logprobs[len(prefix) :]
+        top = None if scores.topk is None else _behind(scores.topk, len(prefix))
+        return self._weigh(seat, rollout, translation, own, top)
+
+    def _weigh(
+        self,
+        seat: Seat,
+        rollout: Rollout,
+        translation: Translation,
+        teacher: NDArray[np.float32],
+        top: TopK | None,
+    ) -> _Opinion:
+        sample, spans = rollout.sample, translation.spans
+        deltas, clipped = span_deltas(spans, sample.logprobs, teacher)
+        count = len(sample.tokens)
+        advantages = span_advantages(
+            spans, deltas, count, coef=self._coef, discount=self._discount, clip=self._clip,
+            mask=np.ones(count, dtype=bool),
+        )  # fmt: skip
+        stop = deltas[translation.kinds == Kind.STOP]
+        verdict = Verdict(
+            teacher=seat.config.name,
+            kl=float(deltas.sum()),
+            covered=int((spans.student_end - spans.student_begin).sum()),
+            stop_kl=float(stop[0]) if stop.size else None,
+            longest_span=translation.longest_span,
+            clipped=clipped,
+            dropped=translation.dropped,
+        )
+        targets = None
+        if top is not None:
+            targets = self._targets(seat, sample, translation, top)
+        return _Opinion(advantages.astype(np.float64), targets, verdict)
+
+    def _targets(
+        self, seat: Seat, sample: SampledTokens, translation: Translation, top: TopK
+    ) -> DenseTargets | None:
+        positions, ids, probs = seat.prefixes.targets(
+            translation.spans, np.asarray(sample.tokens), top.ids, top.logprobs
+        )
+        if not positions.size:
+            return None
+        weights = np.full(positions.size, self._coef, dtype=np.float32)
+        if seat.signal == "full":
+            return DenseTargets(positions, ids, probs, weights, "jsd")
+        # Top-k says nothing of the rest: its mass goes to what is known, in proportion.
+        sums = probs.sum(axis=1, keepdims=True)
+        known = np.divide(probs, sums, out=np.zeros_like(probs), where=sums > 0)
+        return DenseTargets(positions, ids, known, weights, "cross_entropy")
+
+
+def _behind(top: TopK, start: int) -> TopK:
+    return TopK(top.ids[start:], top.logprobs[start:])
+
+
+def _mixed(shares: Sequence[tuple[float, DenseTargets | None]]) -> DenseTargets | None:
+    """The mixture of the teachers' targets at the positions where all have one of one kind."""
+    if any(targets is None for _, targets in shares):
+        return None
+    present = [(share, targets) for share, targets in shares if targets is not None]
+    if len(present) == 1:
+        return present[0][1]
+    if len({targets.objective for _, targets in present}) > 1:
+        raise FatalJobError(
+            "teachers with signals full and topk cannot share a row: give them one signal each,"
+            " or rows of their own with `when`"
+        )
+    common = present[0][1].positions
+    for _, targets in present[1:]:
+        common = np.intersect1d(common, targets.positions)
+    if not common.size:
+        return None
+    rows = [np.searchsorted(targets.positions, common) for _, targets in present]
+    ids = np.concatenate([t.ids[r] for (_, t), r in zip(present, rows, strict=True)], axis=1)
+    probs = np.concatenate(
+        [share * t.probs[r] for (share, t), r in zip(present, rows, strict=True)], axis=1
+    )
+    first = present[0][1]
+    merged_ids, merged_probs = _merge_equal(ids, probs.astype(np.float32))
+    return DenseTargets(common, merged_ids, merged_probs, first.weights[rows[0]], first.objective)
+
+
+def _merge_equal(
+    ids: NDArray[np.int64], probs: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows in which each id stands once, with the sum of its probabilities; -1 fills up."""
+    merged_ids = np.full_like(ids, -1)
+    merged = np.zeros_like(probs)
+    for row in range(len(ids)):
+        used = ids[row] >= 0
+        unique, place = np.unique(ids[row][used], return_inverse=True)
+        merged_ids[row, : unique.size] = unique
+        merged[row, : unique.size] = np.bincount(place, weights=probs[row][used])
+    return merged_ids, merged

@@ -1,0 +1,269 @@
+"""The loop: a batch is sampled and scored, the student learns from it, its figures go out; now and
+then it is evaluated and saved; until the data, the token budget, a cancel or an error ends it."""
+
+from __future__ import annotations
+
+__all__ = ["Training", "Workbench"]
+
+import asyncio
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spider_sdk.config.model import OnPolicyOptions
+from spider_sdk.errors import (
+    AuthError,
+    EngineUnavailable,
+    FatalJobError,
+    LeaseLost,
+    PipelineError,
+    SpiderError,
+)
+from spider_worker.pipelines.base import UnitContext
+from spider_worker.pipelines.calls import Announcer
+from spider_worker.pipelines.onpolicy_train.batch import Batch, BatchMaker
+from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints, Progress
+from spider_worker.pipelines.onpolicy_train.evaluation import Evaluation
+from spider_worker.pipelines.onpolicy_train.journal import MetricsJournal
+from spider_worker.pipelines.onpolicy_train.parts import RunTracker
+from spider_worker.pipelines.onpolicy_train.prompts import Prompt, PromptStream
+from spider_worker.pipelines.onpolicy_train.record import batch_figures, numbers, require_coverage
+from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Workbench:
+    """What a run works with. ``steps_total`` None: the data's length is unknown. ``teachers`` maps
+    names to weights, ``tokenizers`` to tokenizers."""
+
+    trainer: Trainer
+    stream: PromptStream
+    maker: BatchMaker
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    journal: MetricsJournal
+    tracker: RunTracker | None
+    announcer: Announcer
+    options: OnPolicyOptions
+    teachers: Mapping[str, float]
+    tokenizers: Mapping[str, str]
+    steps_total: int | None
+
+
+class Training:
+    """One attempt at the run, from ``progress`` on."""
+
+    def __init__(self, ctx: UnitContext, bench: Workbench, progress: Progress) -> None:
+        self._ctx = ctx
+        self._bench = bench
+        self._progress = progress
+        self._options = bench.options
+        self._ahead: asyncio.Task[list[Prompt]] | None = None
+        self._unsaved = False
+
+    async def execute(self) -> Progress:
+        """Train to an end; ``Progress.ended`` says to which: ``data``, ``token_budget`` or
+        ``cancelled``. The state is saved and the last step has its checkpoint, also where an
+        error ends the run.
+
+        Raises what ended it. A teacher or a service that is gone after the first step is no
+        reason to give the job up: it raises PipelineError, and another attempt goes on.
+        """
+        try:
+            await self._loop()
+        except (LeaseLost, asyncio.CancelledError):
+            raise  # nothing may be written any more, or nothing is in a fit state to be
+        except SpiderError as error:
+            await self._save_in_distress(error)
+            if isinstance(error, EngineUnavailable) and self._progress.step:
+                raise PipelineError(error.message) from error
+            raise
+        except Exception as error:
+            # The boundary at which a bug, too, leaves what was trained so far behind it.
+            await self._save_in_distress(error)
+            raise
+        finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
+        return self._progress
+
+    async def _loop(self) -> None:
+        progress = self._progress
+        progress.ended = None  # of an earlier attempt
+        self._read_ahead()
+        if progress.step == 0:
+            await self._first_evaluation()
+        while (why := self._end()) is None:
+            prompts = await self._prompts()
+            if not prompts:
+                why = "data"
+                break
+            await self._step(prompts)
+        progress.ended = why
+        await self._save(checkpoint=progress.step > 0)
+
+    def _end(self) -> str | None:
+        budget = self._options.token_budget
+        if self._ctx.cancelled:
+            return "cancelled"
+        if budget is not None and self._progress.tokens >= budget:
+            return "token_budget"
+        return None
+
+    def _read_ahead(self) -> None:
+        call = self._bench.stream.take(self._options.groups_per_batch, self._progress.cursor)
+        self._ahead = asyncio.create_task(call)
+
+    async def _prompts(self) -> list[Prompt]:
+        """The next batch; the one after it is read while this one is trained on."""
+        assert self._ahead is not None
+        return await self._ahead
+
+    async def _first_evaluation(self) -> None:
+        """Where the student stands before it has learnt anything."""
+        if not self._bench.evaluation.possible:
+            return
+        began = time.monotonic()
+        figures: dict[str, Any] = await self._bench.evaluation.run(
+            await self._bench.trainer.sampler()
+        )
+        figures["seconds/eval"] = time.monotonic() - began
+        self._publish(0, figures, "before training")
+
+    async def _step(self, prompts: Sequence[Prompt]) -> None:
+        bench, progress = self._bench, self._progress
+        began = time.monotonic()
+        step = progress.step + 1
+        sampler = await bench.trainer.sampler()
+        refreshed = time.monotonic()
+        batch = await bench.maker.make(sampler, prompts, step)
+        require_coverage(
+            batch, self._options.min_coverage, bench.trainer.info.tokenizer, bench.tokenizers
+        )
+        trained = time.monotonic()
+        figures = await self._learn(batch)
+        learnt = time.monotonic()
+        progress.step = step
+        progress.cursor = prompts[-1].after
+        progress.tokens += batch.tokens
+        progress.row_errors, progress.rows_dropped = bench.stream.errors, bench.stream.dropped
+        self._unsaved = True
+        self._read_ahead()
+        figures = {
+            "epoch": prompts[-1].epoch,
+            **batch_figures(batch, bench.teachers),
+            **figures,
+            "learning_rate": self._options.learning_rate,
+            "tokens_total": progress.tokens,
+            "seconds/sample": refreshed - began + batch.seconds_sample,
+            "seconds/score": batch.seconds_score,
+            "seconds/train": learnt - trained,
+        }
+        if await self._evaluates(step):
+            figures |= await bench.evaluation.run(await bench.trainer.sampler())
+            figures["seconds/eval"] = time.monotonic() - learnt
+        figures["seconds"] = time.monotonic() - began
+        self._publish(step, figures, self._sentence(step, figures))
+        await self._save_if_due(step)
+
+    async def _learn(self, batch: Batch) -> dict[str, float]:
+        """The optimiser steps of a batch. Raises FatalJobError on a loss that is no finite
+        number, before the weights see it."""
+        trainer, options = self._bench.trainer, self._options
+        loss = Loss(options.loss_fn)
+        adam = AdamParams(options.learning_rate)
+        total, tokens = 0.0, 0
+        measured: dict[str, float] = {}
+        for chunk in _substeps(batch.data, options.num_substeps):
+            result = await trainer.forward_backward(chunk, loss)
+            if not math.isfinite(result.loss):
+                raise FatalJobError(
+                    f"the loss of step {self._progress.step + 1} is {result.loss}; the weights of"
+                    " the step before are kept. A lower learning_rate, or an advantage_clip, are"
+                    " the usual cures"
+                )
+            measured = {**result.metrics, **await trainer.optim_step(adam)}
+            total += result.loss
+            tokens += sum(int(datum.mask.sum()) for datum in chunk)
+        figures = {**measured, "loss": total, "loss_per_token": total / max(tokens, 1)}
+        if options.compute_post_kl:
+            figures["post_kl"] = _moved(batch.data, await trainer.forward(batch.data))
+        return figures
+
+    async def _evaluates(self, step: int) -> bool:
+        if not self._bench.evaluation.possible:
+            return False
+        every = self._options.eval_every
+        if every and step % every == 0:
+            return True
+        return self._end() is not None or not await self._prompts()
+
+    def _publish(self, step: int, figures: Mapping[str, Any], sentence: str) -> None:
+        """A record into the journal, an event, a point in the tracker, the job's counters."""
+        bench, progress = self._bench, self._progress
+        record = bench.journal.add(step, figures)
+        bench.announcer.say("info", "train.step", sentence, record)
+        if bench.tracker is not None:
+            bench.tracker.log(step, numbers(record))
+        counters: dict[str, float] = {
+            "steps_done": progress.step,
+            "sampled_tokens": progress.tokens,
+            "rows_error": progress.row_errors,
+            "rows_dropped": progress.rows_dropped,
+        }
+        if bench.steps_total is not None:
+            counters["steps_total"] = bench.steps_total
+        self._ctx.progress(counters, record)
+
+    def _sentence(self, step: int, figures: Mapping[str, Any]) -> str:
+        total = self._bench.steps_total
+        parts = [
+            f"step {step}" if total is None else f"step {step}/{total}",
+            f"kl {figures.get('kl', math.nan):.4f}",
+            f"loss {figures['loss_per_token']:.4f} a token",
+        ]
+        if "eval/kl" in figures:
+            parts.append(f"held-out kl {figures['eval/kl']:.4f}")
+        if "eval/score" in figures:
+            parts.append(f"score {figures['eval/score']:.3f}")
+        return " · ".join(parts)
+
+    async def _save_if_due(self, step: int) -> None:
+        every = self._options.save_every
+        checkpoint = bool(every and step % every == 0)
+        if checkpoint or self._bench.checkpoints.due():
+            await self._save(checkpoint=checkpoint)
+
+    async def _save(self, *, checkpoint: bool) -> None:
+        await asyncio.to_thread(self._bench.journal.sync)
+        await self._bench.checkpoints.save(self._progress, checkpoint=checkpoint)
+        self._unsaved = False
+
+    async def _save_in_distress(self, why: BaseException) -> None:
+        """Keep what the last whole step left, where an error ends the attempt. What then keeps it
+        from being saved must not hide that error: it becomes a note on it."""
+        if not self._unsaved or isinstance(why, AuthError):
+            return
+        try:
+            await self._save(checkpoint=True)
+        except SpiderError as error:
+            why.add_note(f"and the last step could not be saved: {error.message}")
+
+
+def _substeps(data: Sequence[Datum], count: int) -> list[Sequence[Datum]]:
+    """``count`` parts of about equal size, in order, none empty."""
+    edges = [len(data) * number // count for number in range(count + 1)]
+    return [data[low:high] for low, high in itertools.pairwise(edges) if high > low]
+
+
+def _moved(data: Sequence[Datum], now: Sequence[Any]) -> float:
+    """KL(old‖new) in nats a token, from the tokens that the old policy sampled."""
+    moves = [
+        (datum.logprobs - logprobs)[datum.mask] for datum, logprobs in zip(data, now, strict=True)
+    ]
+    return float(np.concatenate(moves).mean())
