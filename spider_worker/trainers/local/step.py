@@ -84,8 +84,8 @@ def _chunk(
         batch.old[part],
         batch.advantages[part],
         batch.mask[part],
-        loss.clip_low,
-        loss.clip_high,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
     )
     for dense in batch.dense:
         here = (dense.rows >= part.start) & (dense.rows < part.stop)
