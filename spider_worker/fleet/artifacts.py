@@ -28,7 +28,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -107,17 +107,30 @@ class ArtifactStore:
     ) -> ArtifactEntry:
         """Move a finished file to its immutable place, durably; the caller commits the entry.
 
-        The file must lie on the artifacts' file system, so that the move is one rename.
+        The file must lie on the artifacts' file system, so that the move is one rename. Asked
+        again (the commit could not reach Redis), it finds the file where it went.
         """
         folder = self.folder(claim.job_id, "files")
-        target = folder / f"{claim.stem}.{Path(name).name}"
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-        file.replace(target)
-        _sync_folder(folder)
+        target = folder / f"{claim.stem}.{name.replace('/', '.')}"
+        if file.exists() or not target.exists():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            file.replace(target)
+            _sync_folder(folder)
         return self.entry(
             claim, target, name=name, number=number, complete=complete, counters=counters
         )
+
+    def discard(self, job_id: str, names: Sequence[str]) -> Callable[[], None]:
+        """What deletes the files that these names mean now; to be called once the manifest names
+        them no longer. A reader that has one open reads on."""
+        paths = [self.path(entry) for entry in self.entries(job_id, names)]
+
+        def delete() -> None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+        return delete
 
     def entry(
         self,

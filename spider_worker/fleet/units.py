@@ -160,6 +160,20 @@ class UnitStore:
     def save_state(self, claim: Claim, name: str, value: Mapping[str, Any]) -> None:
         self._fenced("state", claim, name, json.dumps(value))
 
+    def keep(
+        self,
+        claim: Claim,
+        name: str,
+        value: Mapping[str, Any],
+        *,
+        manifest: Mapping[str, str],
+        drop: Sequence[str] = (),
+    ) -> None:
+        """``save_state``, entries for the manifest and names that leave it, all in one step.
+        Raises LeaseLost: the files of a stale writer stay unreferenced."""
+        pairs = [text for item in manifest.items() for text in item]
+        self._fenced("keep", claim, name, json.dumps(value), len(drop), *drop, *pairs)
+
     def load_state(self, job_id: str, name: str) -> dict[str, Any]:
         with fleet_errors():
             text = self._redis.hget(job_key(job_id, "state"), name)

@@ -155,7 +155,9 @@ class LocalStore:
 
     def keep(self, files: Mapping[str, Path]) -> None:
         for name, path in files.items():
-            os.replace(path, self.root / "artifacts" / name)
+            target = self.root / "artifacts" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
 
 
 class LocalContext:
@@ -225,6 +227,22 @@ class LocalContext:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         self.store.update(state=dict(state))
+
+    def artifact(self, name: str) -> Path | None:
+        path = self.store.root / "artifacts" / name
+        return path if path.is_file() else None
+
+    def keep(
+        self,
+        files: Mapping[str, Path],
+        state: Mapping[str, Any],
+        *,
+        drop: Sequence[str] = (),
+    ) -> None:
+        self.store.keep(files)
+        self.save_state(state)
+        for name in drop:
+            (self.store.root / "artifacts" / name).unlink(missing_ok=True)
 
     def event(
         self, level: str, code: str, message: str, data: Mapping[str, Any] | None = None

@@ -102,6 +102,25 @@ class ClaimContext:
             for entry in store.shards(self.job_id)
         ]
 
+    def artifact(self, name: str) -> Path | None:
+        found = self._fleet.artifacts.entries(self.job_id, (name,))
+        return self._fleet.artifacts.path(found[0]) if found else None
+
+    def keep(
+        self,
+        files: Mapping[str, Path],
+        state: Mapping[str, Any],
+        *,
+        drop: Sequence[str] = (),
+    ) -> None:
+        store = self._fleet.artifacts
+        discard = store.discard(self.job_id, drop) if drop else None
+        entries = [store.adopt(self.claim, path, name=name) for name, path in files.items()]
+        manifest = {entry.name: entry.to_text() for entry in entries}
+        self._fleet.units.keep(self.claim, "pipeline", state, manifest=manifest, drop=drop)
+        if discard is not None:
+            discard()
+
     def load_state(self) -> dict[str, Any]:
         return self._fleet.units.load_state(self.job_id, "pipeline")
 
