@@ -57,6 +57,7 @@ class Adapter:
                 self._peft: Any = peft.get_peft_model(model.module, config)
             except ValueError as error:  # no such modules
                 raise NotSupported(f"target_modules of {model.name!r}: {error}") from error
+        model.module.eval()
         state = peft.get_peft_model_state_dict(self._peft, save_embedding_layers=False)
         by_address = {p.data_ptr(): p for p in model.module.parameters() if p.requires_grad}
         self.weights: dict[str, torch.nn.Parameter] = {
