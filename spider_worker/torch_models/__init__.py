@@ -4,7 +4,8 @@
 ``causal``     loading it; hidden states and logits apart
 ``scoring``    log-probabilities and distributions at given positions
 ``drawing``    from logits to a token, by numbers that a seed decides
-``decoding``   sampling a batch with a cache of keys and values
+``steps``      one more token for a batch, with keys and values kept
+``decoding``   sampling a batch
 ``serving``    both for whoever waits, batched, on one thread
 
 ``engines.tokens`` and ``trainers.local`` stand on it; they are siblings and never meet.

@@ -38,6 +38,9 @@ class CausalModel:
         #: Whether a batch may hold prompts of several lengths under a mask of our own.
         self.takes_masks = self.config._attn_implementation == "sdpa" and full and not sliding
 
+        #: Whether ``steps.LeanSteps`` serve it; ``load_model`` finds out.
+        self.lean = False
+
     def hidden(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
         """(B, T) token ids to (B, T, H) hidden states. Rows of several lengths are padded on the
         right: attention is causal, so that what stands before the padding never sees it."""
@@ -74,6 +77,9 @@ def load_model(name: str, parameters: Mapping[str, Any], *, where: str) -> Causa
 
     Raises EngineUnavailable: no GPU, no such model, one that is broken or too large.
     """
+    # It stands on this module.
+    from spider_worker.torch_models.steps import is_lean
+
     transformers: Any = importlib.import_module("transformers")
     device = str(parameters.get("device", "cpu"))
     if device != "cpu":
@@ -97,6 +103,7 @@ def load_model(name: str, parameters: Mapping[str, Any], *, where: str) -> Causa
         module, name=name, context=min(longest, parameters.get("max_model_len", longest))
     )
     model.check()
+    model.lean = is_lean(model)
     return model
 
 

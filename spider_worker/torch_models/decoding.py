@@ -10,9 +10,7 @@ from __future__ import annotations
 __all__ = ["Row", "decode"]
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from spider_sdk.errors import FatalJobError
 from spider_worker.tokens import SampledTokens, SampleParams
 from spider_worker.torch_models.causal import CausalModel
 from spider_worker.torch_models.drawing import draw
+from spider_worker.torch_models.steps import LeanSteps, PlainSteps, Steps, prefill
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -81,20 +80,15 @@ class _Batch:
         device = self._model.device
         prompts = {prompt: at for at, prompt in enumerate(dict.fromkeys(r.prompt for r in rows))}
         self._width = width = max(map(len, prompts))
-        padded = np.zeros((len(prompts), width), np.int64)
-        for prompt, at in prompts.items():
-            padded[at, : len(prompt)] = prompt
-        transformers: Any = importlib.import_module("transformers")
-        self._cache = transformers.DynamicCache(config=self._model.config)
-        hidden = self._model.hidden(
-            torch.from_numpy(padded).to(device), past_key_values=self._cache, use_cache=True
-        )
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
+        last, cache = prefill(self._model, list(prompts))
         which = torch.tensor([prompts[row.prompt] for row in rows], device=device)
         self._logits = self._model.logits(last)[which]
-        if len(rows) > len(prompts):
-            self._cache.batch_select_indices(which)
+        self._steps: Steps = (
+            LeanSteps(self._model, cache, which, width + longest)
+            if self._model.lean
+            else PlainSteps(self._model, cache, which)
+        )
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self._positions = lengths[which]
         self._mask: torch.Tensor | None = None
         if any(len(prompt) < width for prompt in prompts):
@@ -136,22 +130,16 @@ class _Batch:
         self._limits = self._limits[index]
         if self._mask is not None:
             self._mask = self._mask[index]
-        self._cache.batch_select_indices(index)
+        self._steps.select(index)
 
     def advance(self) -> None:
         """Logits of the tokens after those drawn."""
-        # A row that has ended and is still here may be past what the model has positions for.
-        positions = self._positions.clamp(max=self._model.context - 1).unsqueeze(1)
         mask = self._mask
-        hidden = self._model.hidden(
-            self._tokens.unsqueeze(1),
-            position_ids=positions,
-            attention_mask=None if mask is None else mask[..., : self._width + self._step],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        if mask is not None:
+            mask = mask[..., : self._width + self._step]
+        hidden = self._steps.step(self._tokens, self._positions, mask)
         self._positions = self._positions + 1
-        self._logits = self._model.logits(hidden[:, -1])
+        self._logits = self._model.logits(hidden)
 
     def samples(self) -> list[SampledTokens]:
         tokens = self._of_tokens.cpu().numpy()

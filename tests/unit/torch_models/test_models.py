@@ -13,8 +13,10 @@ import torch
 from spider_sdk.errors import FatalJobError, NotSupported
 from spider_worker.engines.tokens.torch_engine import TorchTokenEngine
 from spider_worker.tokens import SampleParams
+from spider_worker.torch_models import steps
 from spider_worker.torch_models.causal import load_model
 from spider_worker.torch_models.decoding import Row, decode
+from spider_worker.torch_models.drawing import uniforms
 from spider_worker.torch_models.scoring import micro_batches
 
 SIZES = {
@@ -77,6 +79,42 @@ def test_samples_and_scores_are_the_models(tmp_path: Path, family: str, attentio
         want = table.gather(1, tokens[0, 1:, None])[:, 0].numpy()
         np.testing.assert_allclose(score.logprobs[1:], want, atol=1e-4)
         np.testing.assert_allclose(sample.logprobs, want[-len(sample.tokens) :], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters", "lean"),
+    [
+        ("Llama", {}, True),
+        ("Qwen2", {}, True),
+        ("Mistral", {}, False),  # a sliding window
+        ("Gemma2", {}, False),
+        ("GPT2", {}, False),
+        ("Llama", {"attn_implementation": "eager"}, False),
+        ("Llama", {"dtype": "bfloat16"}, False),
+    ],
+)
+def test_lean_steps_serve_whom_they_fit_and_change_nothing(
+    tmp_path: Path, family: str, parameters: dict[str, Any], lean: bool
+) -> None:
+    model = load_model(str(make(tmp_path, family)), parameters, where="model.parameters")
+    assert model.lean is lean
+    prompts = [(5, 9, 30)] * 3 + ([(5, 9, 30, 41, 8, 17)] * 3 if model.takes_masks else [])
+    rows = [Row(p, 20, uniforms(p, 1, number, 20)) for number, p in enumerate(prompts)]
+    params = SampleParams(20, stop=tuple(range(40, 44)))
+    found = decode(model, rows, params)
+    model.lean = False
+    for one, other in zip(found, decode(model, rows, params), strict=True):
+        assert one.tokens == other.tokens
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+def test_lean_steps_that_disagree_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path, "Llama")
+    norm = steps._norm
+    monkeypatch.setattr(steps, "_norm", lambda *a: norm(*a) * 1.01)
+    assert not load_model(str(folder), {}, where="model.parameters").lean
 
 
 def test_logits_made_in_a_way_that_is_not_known_are_refused(
