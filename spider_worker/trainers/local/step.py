@@ -47,8 +47,8 @@ def forward_backward(
                 term, values[part] = _chunk(model, leaf[part], batch, part, loss)
                 torch.autograd.backward(term)
                 total += float(term.detach())
-            # None where no term depends on the student
-            if leaf.grad is not None:
+            # Without a gradient where the head alone has an adapter.
+            if hidden.requires_grad and leaf.grad is not None:
                 torch.autograd.backward(hidden, leaf.grad)
             batch.place(values.numpy(), outputs)
             trained += len(batch)

@@ -91,6 +91,14 @@ def test_an_adapter_on_tied_weights_is_merged_apart(start: Start, runner: asynci
         np.testing.assert_allclose(scores.logprobs[d.mask], logprobs[d.mask], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+def test_an_adapter_on_the_head_alone_learns(start: Start, runner: asyncio.Runner) -> None:
+    trainer = start(target_modules=["lm_head"])
+    before = runner.run(trainer.forward(DATA))
+    take_a_step(runner, trainer)
+    assert not same(before, runner.run(trainer.forward(DATA)))
+
+
 def test_the_seed_makes_the_adapter(start: Start, runner: asyncio.Runner, tmp_path: Path) -> None:
     files = []
     for number, seed in enumerate((7, 7, 8)):
