@@ -86,7 +86,8 @@ class TorchTokenEngine:
         thread, self._thread = self._thread, None
         self._engine = None
         if thread is not None:
-            await asyncio.to_thread(thread.shutdown, cancel_futures=True)
+            # What is queued runs, finds no model and says so; cancelled, it would answer nobody.
+            await asyncio.to_thread(thread.shutdown)
             self._model = None
             gc.collect()
             if self._gpu:
@@ -101,6 +102,6 @@ class TorchTokenEngine:
 
     @contextlib.contextmanager
     def _lease(self) -> Iterator[CausalModel]:
-        if self._model is None:
+        if self._model is None or self._thread is None:
             raise PipelineError("The torch engine was closed.")
         yield self._model

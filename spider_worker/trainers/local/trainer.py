@@ -205,7 +205,8 @@ class LocalTrainer:
             if self._server is not None:
                 await self._server.close()
         finally:
-            await asyncio.to_thread(thread.shutdown, cancel_futures=True)
+            # What is queued runs, finds its sampler stale and says so.
+            await asyncio.to_thread(thread.shutdown)
             self._model = self._adapter = self._optimiser = None
             gc.collect()
             if self._gpu:

@@ -269,6 +269,25 @@ def test_info_and_life(tiny_model: Path, runner: asyncio.Runner) -> None:
         runner.run(engine.compute_logprobs(TOKENS))
 
 
+def test_closing_answers_everyone(tiny_model: Path, runner: asyncio.Runner) -> None:
+    async def story() -> Any:
+        engine = TorchTokenEngine(str(tiny_model))
+        await engine.start()
+        running = asyncio.ensure_future(engine.sample(TOKENS, 4, SampleParams(100)))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        waiting = asyncio.ensure_future(engine.sample(TOKENS, 1, SampleParams(2)))
+        await asyncio.sleep(0)
+        await engine.close()
+        return await asyncio.wait_for(
+            asyncio.gather(running, waiting, return_exceptions=True), timeout=30
+        )
+
+    first, second = runner.run(story())
+    assert isinstance(first, (list, PipelineError))  # as it had begun or not
+    assert isinstance(second, PipelineError)
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path, runner: asyncio.Runner) -> None:
     with pytest.raises(NotSupported, match="did you mean 'dtype'"):
         TorchTokenEngine("x", parameters={"dtyp": "auto"})
