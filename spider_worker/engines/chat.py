@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["render"]
+__all__ = ["plain_message", "render"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def render(
 ) -> list[int]:
     """The token ids of a prompt that asks for the next turn. ``arguments`` go to the template
     (``enable_thinking``). Raises RowError where the template or this function refuses."""
-    plain = [_plain(message) for message in messages]
+    plain = [plain_message(message) for message in messages]
     try:
         text = tokenizer.apply_chat_template(
             plain, add_generation_prompt=True, tokenize=False, **arguments
@@ -30,7 +30,7 @@ def render(
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _plain(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def plain_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """The message with a list of text parts joined."""
     content = message.get("content")
     if not isinstance(content, list):

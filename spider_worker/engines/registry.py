@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = [
     "EnginePolicy",
+    "api_key",
+    "base_url_of",
     "build_engine",
     "check_engine",
     "devices_needed",
     "engine_key",
     "in_flight",
+    "local_model",
     "outlives_job",
 ]
 
@@ -87,7 +90,7 @@ def check_engine(
         openai.check_parameters(model.parameters)
         openai.check_sampling(params)
         if secrets is not None:
-            _api_key(model, _base_url(model, secrets), secrets)
+            api_key(model, base_url_of(model, secrets), secrets)
         return
     for name, value in (
         ("base_url", model.base_url),
@@ -101,13 +104,13 @@ def check_engine(
             "model.parameters.trust_remote_code: this worker does not run code of model "
             "repositories. Its operator can allow it with SPIDER_ALLOW_REMOTE_CODE=true."
         )
-    _local_model(model.name, policy, "model.name")
+    local_model(model.name, policy, "model.name")
     if model.provider == "vllm":
         vllm_options.check_engine_arguments(model.parameters)
         vllm_options.check_sampling(params)
         for name, value in vllm_options.paths_in(model.parameters):
             if value not in ("auto", "vllm"):
-                _local_model(value, policy, f"model.parameters.{name}")
+                local_model(value, policy, f"model.parameters.{name}")
     else:
         from spider_worker.engines import sampling, transformers
 
@@ -132,16 +135,16 @@ def build_engine(
     if model.provider == "openai":
         from spider_worker.engines.openai import DEFAULT_IN_FLIGHT, OpenAIEngine
 
-        base_url = _base_url(model, secrets)
+        base_url = base_url_of(model, secrets)
         return OpenAIEngine(
             model.name,
             base_url=base_url,
-            api_key=_api_key(model, base_url, secrets),
+            api_key=api_key(model, base_url, secrets),
             parameters=model.parameters,
             max_in_flight=generation.max_batch_size or DEFAULT_IN_FLIGHT,
             allow_private=policy.allow_private_urls,
         )
-    name = _local_model(model.name, policy, "model.name")
+    name = local_model(model.name, policy, "model.name")
     if model.provider == "vllm":
         from spider_worker.engines.vllm import VllmEngine
 
@@ -214,7 +217,7 @@ def _sampling(generation: GenerationConfig) -> dict[str, Any]:
     return {**seed, **generation.parameters}
 
 
-def _base_url(model: ModelConfig, secrets: Mapping[str, str]) -> str:
+def base_url_of(model: ModelConfig, secrets: Mapping[str, str]) -> str:
     named = secrets.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_BASE_URL")
     url = model.base_url or named or OPENAI_BASE_URL
     parts = urllib.parse.urlsplit(url)
@@ -223,7 +226,7 @@ def _base_url(model: ModelConfig, secrets: Mapping[str, str]) -> str:
     return url
 
 
-def _api_key(model: ModelConfig, base_url: str, secrets: Mapping[str, str]) -> str | None:
+def api_key(model: ModelConfig, base_url: str, secrets: Mapping[str, str]) -> str | None:
     if model.api_key_env:
         key = secrets.get(model.api_key_env)
         if not key:
@@ -240,7 +243,7 @@ def _api_key(model: ModelConfig, base_url: str, secrets: Mapping[str, str]) -> s
     return key
 
 
-def _local_model(name: str, policy: EnginePolicy, where: str) -> str:
+def local_model(name: str, policy: EnginePolicy, where: str) -> str:
     """The folder that ``name`` means under one of the worker's data roots, else ``name`` itself
     if it is a Hub id: a job opens no other path.
 

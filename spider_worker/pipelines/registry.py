@@ -31,6 +31,11 @@ def build_pipeline(job: JobConfig, settings: WorkerSettings) -> Pipeline:
         from spider_worker.pipelines.offline_gen.pipeline import OfflineGenPipeline
 
         return OfflineGenPipeline(job, real_parts(settings))
+    if queue is Queue.ONPOLICY_TRAIN:
+        from spider_worker.pipelines.onpolicy_train.build import real_parts as training_parts
+        from spider_worker.pipelines.onpolicy_train.pipeline import OnPolicyPipeline
+
+        return OnPolicyPipeline(job, training_parts(settings))
     raise NotSupported(f"jobs of queue {queue.value} are not run by this version")
 
 

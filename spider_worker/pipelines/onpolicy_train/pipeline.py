@@ -50,7 +50,9 @@ UNIT: Final = "train"
 #: What a sampled reverse KL needs: anything else samples from another distribution than the
 #: policy's own, and the estimate is biased.
 _UNBIASED: Final = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-_SAMPLING: Final = frozenset({*_UNBIASED, "max_tokens", "stop_token_ids", "seed"})
+_SAMPLING: Final = frozenset(
+    {*_UNBIASED, "chat_template_kwargs", "max_tokens", "stop_token_ids", "seed"}
+)
 
 
 class OnPolicyPipeline:

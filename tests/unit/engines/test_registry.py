@@ -126,10 +126,10 @@ def test_a_relative_name_means_the_same_wherever_the_runner_stands(
     monkeypatch.chdir(tmp_path)
     policy = EnginePolicy(data_roots=(root,))
     for name in ("models/one", "home/models/one", "./one", "one"):
-        assert registry._local_model(name, policy, "model.name") == str(root / "one")
-    assert registry._local_model("models/two", policy, "model.name") == "models/two"  # of the Hub
+        assert registry.local_model(name, policy, "model.name") == str(root / "one")
+    assert registry.local_model("models/two", policy, "model.name") == "models/two"  # of the Hub
     with pytest.raises(NotSupported, match="--data-root"):
-        registry._local_model("./models/two", policy, "model.name")
+        registry.local_model("./models/two", policy, "model.name")
 
 
 def test_a_link_does_not_lead_out_of_a_data_root(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""From a teacher's config to a token engine, importing only the one that is asked for."""
+
+from __future__ import annotations
+
+__all__ = ["build_teacher", "signals_of", "teacher_text"]
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from spider_sdk.config.model import ModelConfig, TeacherConfig
+from spider_sdk.errors import NotSupported
+from spider_worker.engines.registry import EnginePolicy, api_key, base_url_of, local_model
+from spider_worker.engines.tokens.text import TokenizerText, load_text
+from spider_worker.tokens import TokenEngine
+
+#: Parameters that say how the teacher reads, and go to no engine.
+_TEXT: Final = ("chat_template_kwargs", "tokenizer")
+
+
+def build_teacher(
+    teacher: TeacherConfig, provider: str, secrets: Mapping[str, str], *, policy: EnginePolicy
+) -> TokenEngine:
+    """A teacher's engine that has not started. ``provider`` is the job's, for a teacher that
+    names none; ``secrets`` the job's ``env``.
+
+    Raises NotSupported, AuthError, EngineUnavailable, FatalJobError.
+    """
+    provider = teacher.provider or provider
+    where = "teacher.parameters"
+    parameters = {k: v for k, v in teacher.parameters.items() if k not in _TEXT}
+    if parameters.get("trust_remote_code") and not policy.allow_remote_code:
+        raise NotSupported(
+            f"{where}.trust_remote_code: this worker does not run code of model repositories. Its"
+            " operator can allow it with SPIDER_ALLOW_REMOTE_CODE=true."
+        )
+    if provider == "tinker":
+        from spider_worker.engines.tokens.tinker import TinkerTokenEngine
+
+        _refuse_all(parameters, where, "the Tinker service")
+        return TinkerTokenEngine(
+            teacher.name, base_url=teacher.base_url, api_key=_tinker_key(teacher, secrets)
+        )
+    if provider == "openai" or (provider == "vllm" and teacher.base_url):
+        from spider_worker.engines.tokens.openai import OpenAITokenEngine
+
+        model = _as_model(teacher, provider)
+        url = base_url_of(model, secrets)
+        return OpenAITokenEngine(
+            teacher.name,
+            base_url=url,
+            api_key=api_key(model, url, secrets),
+            parameters=parameters,
+            allow_private=policy.allow_private_urls,
+        )
+    if teacher.base_url:
+        raise NotSupported(f"teacher.base_url belongs to an endpoint; {provider} has none.")
+    name = local_model(teacher.name, policy, "teacher.name")
+    if provider == "vllm":
+        from spider_worker.engines.tokens.vllm import VllmTokenEngine
+
+        return VllmTokenEngine(name, arguments=parameters)
+    if provider in ("local", "transformers"):
+        from spider_worker.engines.tokens.torch_engine import TorchTokenEngine
+
+        return TorchTokenEngine(name, parameters=parameters, where=where)
+    raise NotSupported(
+        f"teacher.provider: {provider!r} scores nothing here; use tinker, vllm, openai,"
+        " transformers or local"
+    )
+
+
+def teacher_text(teacher: TeacherConfig, *, policy: EnginePolicy) -> TokenizerText:
+    """The teacher's tokenizer and template. Blocking; raises as ``load_text``."""
+    named = teacher.parameters.get("tokenizer", teacher.name)
+    name = local_model(str(named), policy, "teacher.parameters.tokenizer")
+    return load_text(
+        name,
+        revision=teacher.parameters.get("revision"),
+        trust_remote_code=policy.allow_remote_code
+        and bool(teacher.parameters.get("trust_remote_code")),
+        arguments=teacher.parameters.get("chat_template_kwargs"),
+        system_prompt=teacher.system_prompt,
+    )
+
+
+def signals_of(engine: TokenEngine) -> frozenset[str]:
+    """What a started engine gives of ``sampled``, ``topk`` and ``full``."""
+    found = {"sampled"}
+    if engine.info.topk:
+        found.add("topk")
+    if hasattr(engine, "compute_distributions"):
+        found.add("full")
+    return frozenset(found)
+
+
+def _as_model(teacher: TeacherConfig, provider: str) -> ModelConfig:
+    return ModelConfig(
+        provider=provider,
+        name=teacher.name,
+        base_url=teacher.base_url,
+        api_key=teacher.api_key,
+        api_key_env=teacher.api_key_env,
+    )
+
+
+def _tinker_key(teacher: TeacherConfig, secrets: Mapping[str, str]) -> str | None:
+    if teacher.api_key_env:
+        return api_key(_as_model(teacher, "tinker"), teacher.base_url or "", secrets)
+    return teacher.api_key or secrets.get("TINKER_API_KEY")
+
+
+def _refuse_all(parameters: Mapping[str, Any], where: str, what: str) -> None:
+    for name in parameters:
+        near = difflib.get_close_matches(name, _TEXT, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise NotSupported(f"{where}.{name}: {what} has no such option{hint}.")

@@ -1,0 +1,173 @@
+"""The real parts of the pipeline, as a worker may use them. What a job does not use is not
+imported for it."""
+
+from __future__ import annotations
+
+__all__ = ["real_parts"]
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spider_sdk.config.model import JobConfig, ProcessorConfig, TeacherConfig
+from spider_sdk.errors import NotSupported
+from spider_worker.engines import registry as engines
+from spider_worker.engines.tokens import registry as tokens
+from spider_worker.engines.tokens.selftest import check_scorer
+from spider_worker.engines.tokens.text import load_text
+from spider_worker.pipelines.base import JobContext
+from spider_worker.pipelines.onpolicy_train.parts import (
+    AdapterRepo,
+    ModelText,
+    Parts,
+    RunTracker,
+)
+from spider_worker.sandbox.base import Sandbox
+from spider_worker.settings import WorkerSettings
+from spider_worker.sources.base import Source
+from spider_worker.tokens import TokenEngine
+from spider_worker.trainers.base import AdapterServer, Trainer
+
+log = logging.getLogger(__name__)
+
+
+def real_parts(settings: WorkerSettings) -> Parts:
+    policy = engines.EnginePolicy.from_settings(settings)
+
+    def teacher(ctx: JobContext, config: TeacherConfig) -> TokenEngine:
+        provider = ctx.job.model.provider
+        return tokens.build_teacher(config, provider, ctx.secrets, policy=policy)
+
+    def sandbox(job: JobConfig, processor: ProcessorConfig, stage: str) -> Sandbox:
+        from spider_worker.sandbox.build import build_sandbox
+
+        output = functools.partial(log.info, "%s prints: %s", stage)
+        return build_sandbox(processor, job.runtime, settings, stage=stage, on_output=output)
+
+    return Parts(
+        trainer=functools.partial(_trainer, policy),
+        student_text=functools.partial(_student_text, policy),
+        teacher=teacher,
+        teacher_text=lambda _, config: tokens.teacher_text(config, policy=policy),
+        signals=tokens.signals_of,
+        self_test=check_scorer,
+        source=functools.partial(_source, policy),
+        sandbox=sandbox,
+        tracker=_tracker,
+        repo=_repo,
+        card=_card,
+        draw=_draw,
+    )
+
+
+def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Trainer:
+    """The trainer of ``model.provider``: the Tinker service, or one here whose samples come from
+    torch (``local`` and ``transformers``) or from vLLM (``vllm``)."""
+    model = ctx.job.model
+    options = ctx.job.generation.on_policy_options
+    assert options is not None
+    if model.provider == "tinker":
+        from spider_worker.trainers.tinker import TinkerTrainer
+
+        return TinkerTrainer(
+            model.name,
+            lora_rank=options.lora_rank,
+            seed=seed,
+            base_url=model.base_url,
+            api_key=_tinker_key(ctx),
+            parameters=model.parameters,
+        )
+    if model.provider not in ("local", "transformers", "vllm"):
+        raise NotSupported(
+            f"model.provider: {model.provider!r} trains nothing; use tinker, local or vllm"
+        )
+    if model.base_url:
+        raise NotSupported(
+            f"model.base_url belongs to the Tinker service; provider {model.provider} has none"
+        )
+    if model.parameters.get("trust_remote_code") and not policy.allow_remote_code:
+        raise NotSupported(
+            "model.parameters.trust_remote_code: this worker does not run code of model"
+            " repositories. Its operator can allow it with SPIDER_ALLOW_REMOTE_CODE=true."
+        )
+    from spider_worker.trainers.local import LocalTrainer
+
+    parameters = dict(model.parameters)
+    name = engines.local_model(model.name, policy, "model.name")
+    server = _adapter_server(model.provider, name, options.lora_rank, parameters)
+    return LocalTrainer(
+        name, lora_rank=options.lora_rank, parameters=parameters, seed=seed, server=server
+    )
+
+
+def _adapter_server(
+    provider: str, name: str, rank: int, parameters: dict[str, Any]
+) -> AdapterServer | None:
+    """vLLM for the student's samples, where the provider asks for it. ``parameters.vllm``, which
+    is taken out, holds its own arguments."""
+    arguments: Mapping[str, Any] = parameters.pop("vllm", None) or {}
+    if provider != "vllm":
+        if arguments:
+            raise NotSupported(
+                "model.parameters.vllm is for provider vllm, which samples with it; set"
+                " model.provider to vllm, or remove it"
+            )
+        return None
+    from spider_worker.engines.tokens.vllm import VllmAdapterServer
+
+    return VllmAdapterServer(name, lora_rank=rank, arguments=arguments)
+
+
+def _tinker_key(ctx: JobContext) -> str | None:
+    model, options = ctx.job.model, ctx.job.generation.on_policy_options
+    assert options is not None
+    for variable in (options.api_key_env, model.api_key_env, "TINKER_API_KEY"):
+        if variable and ctx.secrets.get(variable):
+            return ctx.secrets[variable]
+    return options.api_key or model.api_key
+
+
+def _student_text(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> ModelText:
+    model = ctx.job.model
+    trusted = policy.allow_remote_code and bool(model.parameters.get("trust_remote_code"))
+    return load_text(
+        name,
+        revision=model.parameters.get("revision"),
+        trust_remote_code=trusted,
+        arguments=ctx.job.generation.parameters.get("chat_template_kwargs"),
+    )
+
+
+def _source(policy: engines.EnginePolicy, ctx: JobContext) -> Source:
+    from spider_worker.sources.build import build_source
+
+    config = ctx.job.source
+    paths = {file.name: ctx.input_path(file.sha256) for file in config.inputs}
+    seed, token = ctx.job.generation.seed, ctx.secrets.get("HF_TOKEN")
+    return build_source(config, paths, seed, token, data_roots=policy.data_roots)
+
+
+def _tracker(ctx: JobContext, step: int | None) -> RunTracker | None:
+    from spider_worker.trackers.build import build_tracker
+
+    return build_tracker(ctx, step)
+
+
+def _repo(ctx: JobContext) -> AdapterRepo:
+    from spider_worker.sinks.adapter import AdapterPublisher
+
+    return AdapterPublisher(ctx.job, token=ctx.secrets.get("HF_TOKEN"), work_dir=ctx.scratch)
+
+
+def _card(ctx: JobContext, facts: Mapping[str, Any]) -> str:
+    from spider_worker.sinks.adapter_card import adapter_card
+
+    return adapter_card(ctx.job, facts)
+
+
+def _draw(metrics: Path, png: Path, title: str) -> None:
+    from spider_worker.trackers.curves import draw_curves
+
+    draw_curves(metrics, png, title=title)
