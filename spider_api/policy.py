@@ -26,7 +26,10 @@ Resolve = Callable[[str, int], Sequence[str]]
 _METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 
 #: Subtrees that are the user's own text: nothing in them is an option of ours.
-_OPAQUE: Final = frozenset({"metadata", "pre_processor", "post_processor", "tools", "env"})
+_OPAQUE: Final = frozenset(
+    {"metadata", "pre_processor", "post_processor", "evaluator", "tools", "env"}
+)
+_SERVICES: Final = frozenset({"openai", "tinker"})  # their names may hold many slashes
 _PATH_START: Final = re.compile(r"(/|\\|~|\.{1,2}([/\\]|$)|file:|[A-Za-z]:[/\\])")
 
 
@@ -116,21 +119,11 @@ class Policy:
 
     def _paths(self, job: Mapping[str, Any]) -> Iterator[Problem]:
         inputs = _get(job, "source", "inputs") or ()
-        served = _get(job, "model", "provider") == "openai"  # its names may hold many slashes
-        for section, option in (
-            ("source", "dataset"),
-            ("model", "name"),
-            ("model", "student_checkpoint_path"),
-        ):
-            value = _get(job, section, option)
-            if not isinstance(value, str) or (section == "source" and inputs):
-                continue  # with inputs, the data set's name is only what it is called
-            if _PATH_START.match(value) or ".." in Path(value).parts:
-                local = True
-            else:
-                local = value.count("/") > 1 and "://" not in value and not served
-            if local and not self._under_a_root(value):
-                yield Problem(f"job.{section}.{option}", self._path_message(value))
+        for path, value, served in _model_names(job):
+            yield from self._name(path, value, served)
+        dataset = _get(job, "source", "dataset")
+        if not inputs:  # with inputs, the data set's name is only what it is called
+            yield from self._name("job.source.dataset", dataset, False)
         names = {_get(item, "name") for item in inputs}
         for path, value in _strings(_get(job, "source", "options"), "job.source.options"):
             if value.startswith(("http://", "https://")):
@@ -139,6 +132,17 @@ class Policy:
                     yield Problem(path, said)
             elif _PATH_START.match(value) and value not in names and not self._under_a_root(value):
                 yield Problem(path, self._path_message(value))
+
+    def _name(self, path: str, value: Any, served: bool) -> Iterator[Problem]:
+        """A name on the Hub passes, and what a service calls its model (``served``)."""
+        if not isinstance(value, str):
+            return
+        if _PATH_START.match(value) or ".." in Path(value).parts:
+            local = True
+        else:
+            local = value.count("/") > 1 and "://" not in value and not served
+        if local and not self._under_a_root(value):
+            yield Problem(path, self._path_message(value))
 
     def _under_a_root(self, text: str) -> bool:
         """A relative path may be meant from where a worker stands or from a root; which folder
@@ -157,6 +161,25 @@ class Policy:
             "from where the data is and the client uploads it, use a name on the Hub, or have "
             "the operator add the folder to SPIDER_DATA_ROOTS"
         )
+
+
+def _model_names(job: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """(dotted path, value, whether a service knows the name) of what names a model."""
+    provider = _get(job, "model", "provider")
+    yield "job.model.name", _get(job, "model", "name"), provider in _SERVICES
+    yield "job.model.student_checkpoint_path", _get(job, "model", "student_checkpoint_path"), False
+    options, under = _get(job, "generation", "on_policy_options"), "generation.on_policy_options"
+    path = f"job.{under}.student_checkpoint_path"
+    yield path, _get(options, "student_checkpoint_path"), False
+    teachers = _get(options, "teacher")
+    for number, one in enumerate(teachers if isinstance(teachers, list) else [teachers]):
+        path = f"job.{under}.teacher" + (f".{number}" if isinstance(teachers, list) else "")
+        given = _get(one, "provider") or provider
+        served = given in _SERVICES or bool(_get(one, "base_url"))
+        if isinstance(one, str):
+            yield path, one, served
+        yield f"{path}.name", _get(one, "name"), served
+        yield f"{path}.parameters.tokenizer", _get(one, "parameters", "tokenizer"), False
 
 
 def _options(tree: Any, path: str = "job") -> Iterator[tuple[str, str, Any]]:

@@ -17,8 +17,13 @@ import httpx2
 from spider_sdk import settings
 from spider_sdk.config import AppConfig, check_submittable, parse_job
 from spider_sdk.config.model import ServerConfig
-from spider_sdk.downloads import download, resolve_destination
-from spider_sdk.errors import ApiError, UsageError
+from spider_sdk.downloads import (
+    KEPT_BY_THE_FLEET,
+    download,
+    download_artifact,
+    resolve_destination,
+)
+from spider_sdk.errors import ApiError, NotFound, UsageError
 from spider_sdk.events import Event
 from spider_sdk.inputs import localise, upload
 from spider_sdk.jobs import JobStatus, StatusDocument, Submission
@@ -43,10 +48,11 @@ class Client:
     ``env`` are names of variables to forward from ``os.environ`` beside those that the config
     needs (which go without being asked for), or a mapping of names to values. A processor is a
     function, or ``"file.py:function"`` (which is not imported); it travels as source text and
-    its kwargs must be JSON. ``base_url`` and ``api_key``
-    go before the config's, which go before SPIDER_BASE_URL and SPIDER_API_KEY, then the user
-    config, then the default. ``transport`` replaces the network, e.g. by
-    ``httpx2.WSGITransport(app)``.
+    its kwargs must be JSON. ``evaluator`` scores the student of an on-policy job: a function of a
+    held-out row with its ``completion`` that returns a number, or an object of numbers.
+    ``base_url`` and ``api_key`` go before the config's, which go before SPIDER_BASE_URL and
+    SPIDER_API_KEY, then the user config, then the default. ``transport`` replaces the network,
+    e.g. by ``httpx2.WSGITransport(app)``.
 
     Raises ConfigError for a config that is not valid and UsageError for what cannot be sent.
     Every method raises ServerUnreachable or an ApiError where the server cannot be reached or
@@ -62,6 +68,8 @@ class Client:
         post_processor: Processor | None = None,
         pre_processor_kwargs: Mapping[str, Any] | None = None,
         post_processor_kwargs: Mapping[str, Any] | None = None,
+        evaluator: Processor | None = None,
+        evaluator_kwargs: Mapping[str, Any] | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
         transport: httpx2.BaseTransport | None = None,
@@ -73,7 +81,12 @@ class Client:
             env = (env,)
         self._env = env
         self._processors = Processors.bundle(
-            pre_processor, post_processor, pre_processor_kwargs, post_processor_kwargs
+            pre_processor,
+            post_processor,
+            pre_processor_kwargs,
+            post_processor_kwargs,
+            evaluator,
+            evaluator_kwargs,
         )
         self._forwarded: tuple[str, ...] | None = None
         server = config.server if config is not None else ServerConfig()
@@ -281,11 +294,37 @@ class Client:
         path, chosen = resolve_destination(destination, format, job_id)
         return download(self._transport, job_id, path, chosen)
 
+    def download_artifacts(
+        self, job_id: str, destination: str | os.PathLike[str], prefix: str = ""
+    ) -> list[Path]:
+        """Write the job's artifacts whose names begin with ``prefix`` into the folder
+        ``destination``, by their names there, and return their paths.
+
+        Those of a training run are the adapter (``adapter/``), ``checkpoints/``, ``curves.png``,
+        ``metrics.jsonl`` and ``summary.json``. Left out is what a job goes on from. Each file
+        appears whole or not at all. Raises NotFound where there is none.
+        """
+        names = [
+            str(one["name"])
+            for one in self.artifacts(job_id)
+            if str(one["name"]).startswith(prefix)
+            and not str(one["name"]).startswith(KEPT_BY_THE_FLEET)
+        ]
+        if not names:
+            said = f" that begins with {prefix!r}" if prefix else ""
+            raise NotFound(f"job {job_id} has no artifact{said} yet")
+        folder = Path(destination).expanduser()
+        return [download_artifact(self._transport, job_id, name, folder) for name in names]
+
     def save_local(self, job_id: str) -> Path | None:
-        """Download to the config's ``output.local_path``; None where the config has none."""
+        """Download to the config's ``output.local_path``, the artifacts of a training run into that
+        folder; None where the config has none."""
         job = None if self.config is None else self.config.job
         if job is None or not job.output.local_path:
             return None
+        if job.generation.on_policy:
+            self.download_artifacts(job_id, job.output.local_path)
+            return Path(job.output.local_path).expanduser()
         target, default = job.output.local_path, job.output.format
         try:
             path, chosen = resolve_destination(target, None, job_id, default)

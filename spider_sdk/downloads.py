@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["FORMATS", "download", "resolve_destination"]
+__all__ = ["FORMATS", "KEPT_BY_THE_FLEET", "download", "download_artifact", "resolve_destination"]
 
 import contextlib
 import os
 import tempfile
+import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,9 @@ from spider_sdk.transport import Transport, job_path
 
 FORMATS: Final = ("json", "jsonl", "parquet")
 ATTEMPTS: Final = 3
+KEPT_BY_THE_FLEET: Final = ("state/", "shards/")
+"""Beginnings of the names of artifacts that a job goes on from: records come as its result, and
+nobody but a trainer reads its state."""
 
 
 def resolve_destination(
@@ -51,10 +56,27 @@ def download(transport: Transport, job_id: str, path: Path, format: str) -> Path
     that is cut starts again, up to three times (a result may have grown in between, so it is
     never continued); that retry is owned here.
     """
+    params = None if format == "json" else {"format": format}
+    return _patiently(transport, job_path(job_id, "result"), path, params)
+
+
+def download_artifact(transport: Transport, job_id: str, name: str, folder: Path) -> Path:
+    """Write a job's artifact under ``folder``, by its name there, as ``download`` does. Raises
+    UsageError for a name that would lead out of the folder."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or os.sep in part for part in parts):
+        raise UsageError(f"the artifact {name!r} has no name that a file could have")
+    url = "/".join((job_path(job_id, "artifacts"), *(urllib.parse.quote(p, "") for p in parts)))
+    return _patiently(transport, url, folder.joinpath(*parts), None)
+
+
+def _patiently(
+    transport: Transport, url: str, path: Path, params: Mapping[str, str] | None
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(ATTEMPTS):
         try:
-            return _once(transport, job_id, path, format)
+            return _once(transport, url, path, params)
         except (ServerUnreachable, ServerBusy):
             if attempt + 1 == ATTEMPTS:
                 raise
@@ -62,14 +84,11 @@ def download(transport: Transport, job_id: str, path: Path, format: str) -> Path
     raise AssertionError("the loop above returns or raises")
 
 
-def _once(transport: Transport, job_id: str, path: Path, format: str) -> Path:
-    params = None if format == "json" else {"format": format}
+def _once(transport: Transport, url: str, path: Path, params: Mapping[str, str] | None) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            with transport.stream(
-                job_path(job_id, "result"), params=params, headers={"Accept": "*/*"}
-            ) as response:
+            with transport.stream(url, params=params, headers={"Accept": "*/*"}) as response:
                 for chunk in response.iter_bytes():
                     file.write(chunk)
             file.flush()

@@ -36,7 +36,7 @@ class Queue(enum.StrEnum):
 QUEUES = tuple(queue.value for queue in Queue)
 
 #: Queues whose pipeline has landed; a job for another loads, and is refused at submit by name.
-LANDED = frozenset({Queue.OFFLINE_GEN})
+LANDED = frozenset({Queue.OFFLINE_GEN, Queue.ONPOLICY_TRAIN})
 
 
 class Submission(TypedDict):

@@ -31,18 +31,31 @@ class Processors:
 
     pre: Bundle | None = None
     post: Bundle | None = None
+    evaluator: Bundle | None = None
 
     @classmethod
     def bundle(
         cls,
         pre: Processor | None,
         post: Processor | None,
-        pre_kwargs: Mapping[str, Any] | None,
-        post_kwargs: Mapping[str, Any] | None,
+        pre_kwargs: Mapping[str, Any] | None = None,
+        post_kwargs: Mapping[str, Any] | None = None,
+        evaluator: Processor | None = None,
+        evaluator_kwargs: Mapping[str, Any] | None = None,
     ) -> Processors:
         """Raises UsageError for a function that cannot travel."""
         return cls(
-            _bundle("pre_processor", pre, pre_kwargs), _bundle("post_processor", post, post_kwargs)
+            _bundle("pre_processor", pre, pre_kwargs),
+            _bundle("post_processor", post, post_kwargs),
+            _bundle("evaluator", evaluator, evaluator_kwargs),
+        )
+
+    def items(self) -> tuple[tuple[str, Bundle | None], ...]:
+        """By their keys in a job."""
+        return (
+            ("pre_processor", self.pre),
+            ("post_processor", self.post),
+            ("evaluator", self.evaluator),
         )
 
 
@@ -110,7 +123,7 @@ def needed_for(
 
 def _document(config: AppConfig, processors: Processors) -> dict[str, Any]:
     document = dict(config.document)
-    for name, bundle in (("pre_processor", processors.pre), ("post_processor", processors.post)):
+    for name, bundle in processors.items():
         if bundle is not None:
             if config.swe is not None:
                 raise UsageError(f"a SWE job has no {name}")

@@ -23,8 +23,8 @@ from spider_sdk.events import Event
 from spider_sdk.jobs import JobStatus, StatusDocument
 from spider_sdk.live import JobView
 
-QUIET = frozenset({"progress", "unit.claimed", "unit.committed"})
-"""Events that the three lines on a terminal already show."""
+QUIET = frozenset({"progress", "train.step", "unit.claimed", "unit.committed"})
+"""Events that the three lines on a terminal already show, a step's evaluation apart."""
 
 
 def follow(
@@ -92,7 +92,7 @@ class _LiveScreen(_Screen):
         self._since = time.monotonic()
 
     def event(self, event: Event) -> None:
-        if event.code not in QUIET:
+        if event.code not in QUIET or "eval/kl" in event.data:
             style = {"error": "red", "warning": "yellow"}.get(event.level, "dim")
             self._live.console.print(Text(event_line(event, short=True), style=style))
 
@@ -136,21 +136,28 @@ def conclude(client: Client, state: State, document: StatusDocument, again: str 
                 state.emit({"job_id": job_id, "downloaded": str(saved)})
             state.say(f"results are in {saved}")
         else:
-            state.say(f"download the results with: spider download {job_id}{again}")
+            files = " --artifacts" if _trains(document) else ""
+            state.say(f"download the results with: spider download {job_id}{files}{again}")
         errors = document["metrics"].get("rows_error")
-        if errors:
+        if errors and not _trains(document):
             what = "1 row" if errors == 1 else f"{errors:.0f} rows"
             state.say(f"{what} failed, as the results tell; again: spider retry {job_id}{again}")
         return
     kept = ""
-    if document["metrics"].get("rows_done"):
-        kept = f"; what is finished is kept: spider download {job_id}{again}"
+    if document["metrics"].get("rows_done") or document["metrics"].get("steps_done"):
+        files = " --artifacts" if _trains(document) else ""
+        kept = f"; what is finished is kept: spider download {job_id}{files}{again}"
     if status == JobStatus.CANCELLED:
         raise JobCancelled(f"job {job_id} was cancelled{kept}")
     raise JobFailed(
         f"job {job_id} failed: {document['error'] or 'no reason given'}{kept}\n"
         f"its logs: spider logs {job_id}{again}"
     )
+
+
+def _trains(document: StatusDocument) -> bool:
+    generation = document["job"].get("generation")
+    return isinstance(generation, dict) and generation.get("on_policy") is True
 
 
 def options_again(config: Path | None, base_url: str | None) -> str:
@@ -217,5 +224,5 @@ def _end_of_log(client: Client, job_id: str) -> int:
 
 def say_forwarded(state: State, names: tuple[str, ...]) -> None:
     """Name, on stderr, the variables that went along with a job."""
-    if names and not state.json:
+    if names:
         state.note(f"forwarded to the job, by name: {', '.join(names)}")

@@ -12,6 +12,7 @@ from spider_sdk.cli.options import connect, pass_state, server_options
 from spider_sdk.cli.progress import Progress
 from spider_sdk.cli.state import State, json_option
 from spider_sdk.downloads import FORMATS
+from spider_sdk.errors import UsageError
 from spider_sdk.jobs import JobStatus, StatusDocument
 
 
@@ -116,6 +117,16 @@ def cancel(state: State, job_id: str, config: Path | None, base_url: str | None)
     help="File, whose suffix gives the format, or folder (default: the working folder).",
 )
 @click.option("--format", type=click.Choice(FORMATS), help="Format, whatever the suffix.")
+@click.option(
+    "--artifacts",
+    "prefix",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[PREFIX]",
+    help="Instead of its records, the files that the job made, or those whose names begin with "
+    "PREFIX (adapter, checkpoints, curves.png): into the folder OUTPUT.",
+)
 @server_options
 @json_option
 @pass_state
@@ -124,10 +135,26 @@ def download(
     job_id: str,
     output: str,
     format: str | None,
+    prefix: str | None,
     config: Path | None,
     base_url: str | None,
 ) -> None:
-    """Download a job's results: all of it, or what there is so far."""
+    """Download a job's results: all of it, or what there is so far.
+
+    The records of an off-policy job; of a training run the metrics of its steps, and with
+    --artifacts its adapter and curves.
+    """
+    if prefix is not None:
+        if format is not None:
+            raise UsageError("--format is of records, and --artifacts are files as they are")
+        with connect(config, base_url) as client:
+            paths = client.download_artifacts(job_id, output, prefix)
+        for path in paths:
+            if state.json:
+                size = path.stat().st_size
+                state.emit({"job_id": job_id, "downloaded": str(path), "bytes": size})
+            state.say(str(path))
+        return
     with connect(config, base_url) as client:
         path = client.download_result(job_id, output, format)
     if state.json:

@@ -5,6 +5,12 @@
     job 7f3a running · 412/1000 rows (18 cached) · 3 errors · 21 dropped
     38 rows/min · ETA 15m · in flight 24/64 (429 ×2, backing off)
     in 1.2M out 3.4M tokens · $2.81
+
+and of a training run::
+
+    job 7f3a running · step 120/1000
+    kl 0.2134 · held-out kl 0.2310 · score 0.871 · 4.2 s a step · ETA 1h 02m
+    1.2M sampled tokens
 """
 
 from __future__ import annotations
@@ -19,8 +25,16 @@ from typing import Any
 from spider_sdk.events import Event
 from spider_sdk.jobs import StatusDocument
 
-PHASES = frozenset({"job.queued", "job.running", "job.planning", "job.planned", "engine.starting"})
-"""Events that say what is waited for; the next one of a job or an engine ends it."""
+PHASES = frozenset(
+    {
+        "job.queued", "job.running", "job.planning", "job.planned", "engine.starting",
+        "trainer.starting", "teacher.starting",
+    }
+)  # fmt: skip
+"""Events that say what is waited for; the next one of a job, an engine or a trainer ends it."""
+ENDING = ("job.", "engine.", "trainer.", "teacher.", "train.")
+FIGURES = {"kl": "kl {:.4f}", "eval/kl": "held-out kl {:.4f}", "eval/score": "score {:.3f}"}
+"""What is shown of a training step, and how."""
 WINDOW = 60.0
 """Seconds over which the rate is taken."""
 
@@ -32,6 +46,7 @@ class Progress:
         self._document = document
         self._samples: collections.deque[tuple[float, float]] = collections.deque()
         self._engine: Mapping[str, Any] = {}
+        self._figures: dict[str, float] = {}  #: the newest of a training run, by name
         self._widest = 0
         self.phase = ""  #: what is waited for before the first row, in words
 
@@ -42,8 +57,14 @@ class Progress:
             return
         if event.code in PHASES:
             self.phase = event.message
-        elif event.code == "progress" or event.code.startswith(("job.", "engine.")):
+        elif event.code == "progress" or event.code.startswith(ENDING):
             self.phase = ""
+        if event.code == "train.step":
+            self._figures |= {
+                name: float(event.data[name])
+                for name in FIGURES
+                if isinstance(event.data.get(name), int | float)
+            }
         if event.code != "progress":
             return
         engine = event.data.get("engine")
@@ -52,6 +73,7 @@ class Progress:
             self._widest = max(self._widest, int(engine.get("limit") or 0))
         metrics = document["metrics"]
         fresh = metrics.get("rows_done", 0) - metrics.get("rows_cached", 0)
+        fresh += metrics.get("steps_done", 0)
         now = _seconds(event.timestamp)
         if now is None:
             return
@@ -65,6 +87,8 @@ class Progress:
         lines = [self._rows()]
         if self.phase:
             lines.append(f"{self.phase} · {_duration(waited)}")
+        elif self._trains:
+            lines.append(" · ".join((*self._learnt(), *self._step_pace())))
         elif self._document["status"] == "running":
             lines.append(" · ".join(part for part in (*self._pace(), self._flight()) if part))
         lines.append(" · ".join(part for part in (self._tokens(), self._cost()) if part))
@@ -84,6 +108,28 @@ class Progress:
     def _stalled(self) -> bool:
         """Nothing is being generated: the rate so far tells nothing of the rows that are left."""
         return self._engine.get("in_flight") == 0
+
+    @property
+    def _trains(self) -> bool:
+        return "steps_done" in self._document["metrics"]
+
+    def _learnt(self) -> list[str]:
+        return [
+            text.format(self._figures[name])
+            for name, text in FIGURES.items()
+            if name in self._figures
+        ]
+
+    def _step_pace(self) -> list[str]:
+        rate = self.rate
+        if not rate or self._document["status"] != "running":
+            return []
+        parts = [f"{1 / rate:.1f} s a step" if rate < 1 else f"{rate:.1f} steps/s"]
+        metrics = self._document["metrics"]
+        if metrics.get("steps_total") is not None:
+            left = max(0.0, metrics["steps_total"] - metrics["steps_done"])
+            parts.append(f"ETA {_duration(left / rate)}")
+        return parts
 
     def _rows(self) -> str:
         metrics = self._document["metrics"]
@@ -119,6 +165,8 @@ class Progress:
 
     def _tokens(self) -> str:
         metrics = self._document["metrics"]
+        if metrics.get("sampled_tokens"):
+            return f"{_count(metrics['sampled_tokens'])} sampled tokens"
         read, written = metrics.get("prompt_tokens"), metrics.get("completion_tokens")
         if not read and not written:
             return ""
@@ -130,7 +178,10 @@ class Progress:
 
 
 def row_counts(metrics: Mapping[str, Any]) -> list[str]:
-    """``412/1000 rows (18 cached)``, ``3 errors``, ``21 dropped``; what is zero is left out."""
+    """``412/1000 rows (18 cached)``, ``3 errors``, ``21 dropped``; what is zero is left out. Of a
+    training run its steps."""
+    if metrics.get("steps_done") is not None:
+        return _step_counts(metrics)
     done, total = metrics.get("rows_done"), metrics.get("rows_total")
     if done is None and total is None:
         return []
@@ -144,6 +195,16 @@ def row_counts(metrics: Mapping[str, Any]) -> list[str]:
         parts.append(f"{metrics['rows_error']:.0f} error{plural}")
     if metrics.get("rows_dropped"):
         parts.append(f"{metrics['rows_dropped']:.0f} dropped")
+    return parts
+
+
+def _step_counts(metrics: Mapping[str, Any]) -> list[str]:
+    """``step 120/1000``, and how many rows were left out of the training."""
+    total = metrics.get("steps_total")
+    parts = [f"step {metrics['steps_done']:.0f}" + (f"/{total:.0f}" if total is not None else "")]
+    left_out = metrics.get("rows_error", 0) + metrics.get("rows_dropped", 0)
+    if left_out:
+        parts.append(f"{left_out:.0f} row{'' if left_out == 1 else 's'} left out")
     return parts
 
 

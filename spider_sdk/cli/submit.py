@@ -38,6 +38,11 @@ from spider_sdk.jobs import Submission
     "--post-processor", metavar="FILE.PY:FUNCTION", help="Function that makes a record of a row."
 )
 @click.option(
+    "--evaluator",
+    metavar="FILE.PY:FUNCTION",
+    help="Function that scores the student of an on-policy job.",
+)
+@click.option(
     "--idempotency-key",
     metavar="TEXT",
     help="Submitting the same job again with the same key, within a day, makes no second one.",
@@ -53,6 +58,7 @@ def submit(
     env: tuple[str, ...],
     pre_processor: str | None,
     post_processor: str | None,
+    evaluator: str | None,
     idempotency_key: str | None,
     base_url: str | None,
 ) -> None:
@@ -64,7 +70,12 @@ def submit(
     loaded = load_config(config, sets)
     again = options_again(config if loaded.server.base_url else None, base_url)
     with connect(
-        loaded, base_url, env=env, pre_processor=pre_processor, post_processor=post_processor
+        loaded,
+        base_url,
+        env=env,
+        pre_processor=pre_processor,
+        post_processor=post_processor,
+        evaluator=evaluator,
     ) as client:
         submission = _submit(client, state, idempotency_key or new_idempotency_key())
         job_id = submission["job_id"]

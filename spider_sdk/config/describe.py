@@ -18,7 +18,8 @@ Described = dict[str, Any]
 
 _SAID: Final = {
     "model.provider": "vllm and transformers run in the worker; openai is any OpenAI-compatible "
-    "server.",
+    "server. A student is trained by tinker (the service), or in the worker: local (or "
+    "transformers), and vllm, which samples with vLLM.",
     "model.base_url": "Of provider openai or tinker. Without one: the provider's own.",
     "model.api_key": "Taken out of the job before it is stored; better sent in env, under the "
     "name in api_key_env.",
@@ -30,6 +31,13 @@ _SAID: Final = {
     "/v1/inputs/{sha256} and name it here. The suffix of the name tells its format (.jsonl, "
     ".json, .csv, .tsv, .parquet, .arrow, .txt, also compressed).",
     "generation.parameters": "Sampling parameters: temperature, top_p, max_tokens and so on.",
+    "generation.on_policy": "Train model.name as a student instead of generating rows with it.",
+    "generation.on_policy_options.teacher": "What scores the student's samples: a model's name, a "
+    "mapping, or a list of them.",
+    "generation.on_policy_options.save_every": "Batches between checkpoints; 0: at the end only.",
+    "generation.on_policy_options.eval_every": "Batches between evaluations; 0: before and after "
+    "the run only.",
+    "generation.on_policy_options.token_budget": "The run ends once so many tokens were sampled.",
     "generation.duplications": "Samples of each prompt.",
     "generation.max_batch_size": "At most so many requests in flight in one runner.",
     "generation.upload_every": "Push to the Hub after so many finished rows; 0: at the end.",
@@ -42,6 +50,8 @@ _SAID: Final = {
     "(drop the row). source is Python text that defines name; it is called with the row and "
     "kwargs.",
     "post_processor": "Makes an object of a record, or null (drop it). As pre_processor.",
+    "evaluator": "Scores the student of an on-policy job: called with a held-out row and its "
+    "greedy completion, it returns a number, true or false, or an object of them. As pre_processor.",
     "parallelism": "Workers at once on this job. Without one: as many as are free.",
     "shard_size": "Rows in one unit of work. Without one: chosen by the server.",
 }

@@ -22,7 +22,7 @@ from spider_sdk.errors import ConfigError, Problem
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$\{[^}]*\}?")
 _MISSING: Final = object()
-_CODE: Final = frozenset({"pre_processor", "post_processor", "tools"})
+_CODE: Final = frozenset({"pre_processor", "post_processor", "evaluator", "tools"})
 
 
 def as_json(value: Any, problems: list[Problem], path: Path = ()) -> Any:

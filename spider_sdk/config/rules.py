@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from spider_sdk.config.model import JobConfig, SweConfig
+from spider_sdk.config.model import JobConfig, OnPolicyOptions, SweConfig
 from spider_sdk.config.positions import Path
 from spider_sdk.errors import ConfigError, Problem
 from spider_sdk.jobs import LANDED, Queue
@@ -21,6 +21,10 @@ Complaint = tuple[Path, str]
 
 _GENERATING: Final = ("vllm", "openai", "transformers")
 """Providers that an off-policy job can generate with."""
+_TRAINING: Final = ("tinker", "local", "transformers", "vllm")
+"""Providers that can train a student."""
+_RUN_HERE: Final = ("local", "transformers", "vllm")
+"""Providers that run a model in the worker."""
 
 
 def job_rules(job: Any) -> Iterator[Complaint]:
@@ -89,7 +93,15 @@ def _policy_rules(job: Any) -> Iterator[Complaint]:
                 "set that instead",
             )
         yield from _checkpoints(job, options)
+        yield from _idle_in_training(job)
+        yield from _training_rules(job, options)
     elif on_policy in (None, False):
+        if _get(job, "evaluator") is not None:
+            yield (
+                ("evaluator",),
+                "an evaluator scores the student of an on-policy job; what an off-policy job "
+                "generates is seen by a post_processor",
+            )
         if options is not None:
             yield (
                 ("generation", "on_policy_options"),
@@ -105,6 +117,61 @@ def _policy_rules(job: Any) -> Iterator[Complaint]:
                 ("model", "student_checkpoint_path"),
                 "an off-policy job trains no student; name the checkpoint that is to generate "
                 "in model.name",
+            )
+
+
+_IDLE: Final[tuple[tuple[Path, tuple[Any, ...], str], ...]] = (
+    (("post_processor",), (), "an evaluator scores what the student says"),
+    (("tools",), ([],), "the student samples one turn of text"),
+    (("parallelism",), (1,), "a training run is one unit, on one worker"),
+    (("shard_size",), (), "a training run is one unit, not rows cut into shards"),
+    (
+        ("generation", "max_batch_size"),
+        (),
+        "groups_per_batch times group_size samples are in flight at a time; set those instead",
+    ),
+    (
+        ("generation", "upload_every"),
+        (0,),
+        "the adapter is published at the end; save_every keeps checkpoints before it",
+    ),
+    (
+        ("output", "format"),
+        ("jsonl",),
+        "it leaves an adapter, and `spider download --format` gives its metrics in any format",
+    ),
+    (("output", "hf", "config_name"), (), "a model repository has no configurations"),
+    (("model", "pricing"), ({},), "a training run counts tokens, not dollars"),
+)
+"""Keys that training has no use for: path, values that ask for nothing, and why."""
+
+
+def _idle_in_training(job: Any) -> Iterator[Complaint]:
+    for path, harmless, why in _IDLE:
+        value = _get(job, *path)
+        if value is not None and value not in harmless:
+            yield path, f"{path[-1]} is not used by an on-policy job: {why}; remove it"
+
+
+def _training_rules(job: Any, options: Any) -> Iterator[Complaint]:
+    under: Path = ("generation", "on_policy_options")
+    own = _get(options, "seed")
+    for path in (("generation", "seed"), ("generation", "parameters", "seed")):
+        value = _get(job, *path)
+        if own is not None and value is not None and value != own:
+            yield (*under, "seed"), f"differs from {'.'.join(path)}; keep one of the two"
+    if _get(options, "wandb_project") is None:
+        for key, default in (("wandb_name", None), ("tracker", OnPolicyOptions.tracker)):
+            if _get(options, key) not in (None, default):
+                yield (*under, key), f"{key} is only used with wandb_project; set that or remove it"
+    groups, substeps = _get(options, "groups_per_batch"), _get(options, "num_substeps")
+    size = _get(options, "group_size")
+    if isinstance(groups, int) and isinstance(substeps, int):
+        samples = groups * (size if isinstance(size, int) else OnPolicyOptions.group_size)
+        if substeps > samples > 0:
+            yield (
+                (*under, "num_substeps"),
+                f"a batch of {samples} samples cannot be cut into {substeps} steps; lower it",
             )
 
 
@@ -160,13 +227,17 @@ def _obstacles(config: JobConfig | SweConfig) -> Iterator[Problem]:
         )
     if config.tools:
         yield Problem("job.tools", "tools are not built yet in this version; submit without them")
-    if config.pre_processor is None and config.post_processor is None and not config.tools:
+    if config.generation.on_policy:
+        yield from _untrainable(config)
+    functions = (config.pre_processor, config.post_processor, config.evaluator)
+    last = "evaluator" if config.generation.on_policy else "post_processor"
+    if not any(functions) and not config.tools:
         for key in ("packages", "env"):
             if getattr(config.runtime, key):
                 yield Problem(
                     f"job.runtime.{key}",
                     f"runtime.{key} is for user functions, and the job has none; give a "
-                    "pre_processor or post_processor, or remove it",
+                    f"pre_processor or {last}, or remove it",
                 )
     for key in ("revision", "config_name") if config.source.inputs else ():
         if getattr(config.source, key) is not None:
@@ -177,6 +248,45 @@ def _obstacles(config: JobConfig | SweConfig) -> Iterator[Problem]:
             "nothing says what the prompt is; name a column in source.field or give a "
             "pre_processor",
         )
+
+
+def _untrainable(config: JobConfig) -> Iterator[Problem]:
+    options = config.generation.on_policy_options
+    assert options is not None  # a rule of the format
+    if config.model.provider not in _TRAINING:
+        yield Problem(
+            "job.model.provider",
+            f"provider {config.model.provider} trains no student; use {', '.join(_TRAINING)}",
+        )
+    names = [teacher.name for teacher in options.teacher]
+    for number, teacher in enumerate(options.teacher):
+        path = f"job.generation.on_policy_options.teacher.{number}"
+        if teacher.name in names[:number]:
+            yield Problem(
+                f"{path}.name",
+                f"two teachers are called {teacher.name}, and their figures could not be told "
+                "apart; give one row-routing `when` with a list of values instead",
+            )
+        if (teacher.provider or config.model.provider) in _RUN_HERE:
+            for key in ("base_url", "api_key", "api_key_env"):
+                # vLLM scores in the worker, or behind an address that is given.
+                served = teacher.base_url and (teacher.provider or config.model.provider) == "vllm"
+                if getattr(teacher, key) and not served:
+                    yield Problem(
+                        f"{path}.{key}",
+                        f"provider {teacher.provider or config.model.provider} runs the teacher in "
+                        "the worker, without address or key; a teacher behind an address takes "
+                        "provider vllm (with base_url), openai or tinker",
+                    )
+    if config.model.provider in _RUN_HERE:
+        for key in ("api_key", "api_key_env"):
+            if getattr(options, key):
+                yield Problem(
+                    f"job.generation.on_policy_options.{key}",
+                    "is the key of the service that trains the student, and provider "
+                    f"{config.model.provider} trains it in the worker; remove it (a teacher's key "
+                    "belongs to the teacher)",
+                )
 
 
 def _not_built(what: str, queue: Queue) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Preview", "preview_job", "why_no_generation"]
+__all__ = ["Preview", "preview_job", "untrained", "why_no_generation"]
 
 import asyncio
 import dataclasses
@@ -11,11 +11,10 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from spider_sdk.config.model import JobConfig, ModelConfig, OutputConfig
-from spider_sdk.errors import AuthError, EngineUnavailable, NotSupported
-from spider_sdk.jobs import LANDED
+from spider_sdk.errors import AuthError, EngineUnavailable
 from spider_sdk.records import Record
 from spider_worker.engines.base import (
     Completion,
@@ -31,6 +30,11 @@ from spider_worker.pipelines.registry import real_parts
 from spider_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
+
+#: Parameters that mean the same to the local trainer and to the transformers engine.
+_SHARED_PARAMETERS: Final = frozenset(
+    {"attn_implementation", "device", "dtype", "max_model_len", "revision", "trust_remote_code"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +83,9 @@ def preview_job(
     """The first ``rows`` rows, one sample each; nothing is published. ``inputs`` are local files
     by hash; ``skip`` is a reason not to generate. Raises FatalJobError for what would fail the
     job before its first row."""
-    if job.queue not in LANDED:
-        raise NotSupported(f"jobs of queue {job.queue.value} cannot be previewed by this version")
+    if job.generation.on_policy:
+        job, reason = untrained(job)
+        skip = skip or reason
     most = job.source.max_examples
     job = dataclasses.replace(
         job,
@@ -104,6 +109,32 @@ def preview_job(
         in_flight=lambda job, engine: engine.info.capacity,  # noqa: ARG005
     )
     return _run(dataclasses.replace(job, post_processor=None), prompts, inputs, secrets, skipped)
+
+
+def untrained(job: JobConfig) -> tuple[JobConfig, str | None]:
+    """A training job as one that has its student, as it is before the first step, answer the
+    prompts; and why that cannot be generated here, None where it can be tried."""
+    options, model = job.generation.on_policy_options, job.model
+    parameters: Mapping[str, Any] = model.parameters
+    reason = None
+    if model.provider == "tinker":
+        reason = f"the student {model.name} is with the Tinker service"
+    elif options is not None and (options.student_checkpoint_path or model.student_checkpoint_path):
+        reason = "the student starts from a checkpoint, which is loaded for training alone"
+    if model.provider == "vllm":
+        provider, parameters = "vllm", parameters.get("vllm") or {}
+    else:
+        provider = "transformers"
+        parameters = {k: v for k, v in parameters.items() if k in _SHARED_PARAMETERS}
+    sampling = dict(job.generation.parameters)
+    if options is not None:
+        sampling.setdefault("max_tokens", options.max_tokens)
+    generation = dataclasses.replace(
+        job.generation, on_policy=False, on_policy_options=None, parameters=sampling
+    )
+    student = ModelConfig(provider, model.name, parameters)
+    changed = dataclasses.replace(job, model=student, generation=generation, evaluator=None)
+    return changed, reason
 
 
 def why_no_generation(job: JobConfig, parts: Parts, secrets: Mapping[str, str]) -> str | None:

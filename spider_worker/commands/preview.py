@@ -61,11 +61,12 @@ def preview(
     """Run the first rows of the job that CONFIG describes on this machine.
 
     Renders the prompts through source and pre-processor, generates where the model can be had
-    without a download, and runs the post-processor. Nothing is submitted or published. Exits
-    with 1 where a row failed.
+    without a download, and runs the post-processor. Of a training job the student answers, as it
+    is before it has learnt anything. Nothing is submitted or published. Exits with 1 where a row
+    failed.
     """
     loaded = load_config(config, sets)
-    processors = Processors.bundle(pre_processor, post_processor, None, None)
+    processors = Processors.bundle(pre_processor, post_processor)
     ready, missing = _ready(loaded, processors, env)
     skip = None if generate else "only prompts were asked for"
     local = localise(ready.job)

@@ -13,6 +13,7 @@ __all__ = [
     "in_flight",
     "local_model",
     "outlives_job",
+    "runner_key",
 ]
 
 import dataclasses
@@ -25,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from spider_sdk.config.model import GenerationConfig, ModelConfig
+from spider_sdk.config.model import GenerationConfig, JobConfig, ModelConfig
 from spider_sdk.config.secrets import KEY_OF_HOST
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_sdk.settings import load
@@ -34,6 +35,7 @@ from spider_worker.engines.base import Engine
 from spider_worker.settings import WorkerSettings
 
 PROVIDERS: Final = ("openai", "transformers", "vllm")
+_TORCH: Final = ("local", "transformers")
 OPENAI_BASE_URL: Final = "https://api.openai.com/v1"
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -196,20 +198,59 @@ def in_flight(engine: Engine, model: ModelConfig, generation: GenerationConfig) 
     return min(engine.info.capacity, generation.max_batch_size)
 
 
-def devices_needed(model: ModelConfig) -> int:
-    """Accelerators that a runner of this model needs. Imports nothing heavy.
+def runner_key(job: JobConfig, job_id: str, secrets: Mapping[str, str] | None = None) -> str:
+    """Equal for jobs that one runner can serve in turn. A training run keeps nothing that another
+    could use, and is sized for its own teachers, so its runner serves no other job."""
+    if job.generation.on_policy:
+        return f"job-{job_id}"
+    return engine_key(job.model, job.generation, secrets)
 
-    Raises NotSupported if the sizes are no whole numbers.
+
+def devices_needed(job: JobConfig) -> int:
+    """Accelerators that a runner of this job needs. Imports nothing heavy.
+
+    The models of a training run share the runner's devices, which each counts from 0, so the one
+    that reaches furthest decides. Raises NotSupported if the sizes are no whole numbers.
     """
-    if model.provider == "transformers":
-        return 0 if str(model.parameters.get("device", "cpu")) == "cpu" else 1
-    if model.provider != "vllm":
+    options = job.generation.on_policy_options
+    if not job.generation.on_policy or options is None:
+        return _engine_devices(job.model.provider, job.model.parameters, "model.parameters")
+    student = job.model
+    needs = [_torch_devices(student.parameters) if student.provider in _TORCH else 0]
+    if student.provider == "vllm":
+        arguments = student.parameters.get("vllm") or {}
+        needs += [
+            _torch_devices(student.parameters),
+            _vllm_devices(arguments, "model.parameters.vllm"),
+        ]
+    for teacher in options.teacher:
+        if teacher.base_url is None:
+            provider = teacher.provider or student.provider
+            needs.append(_engine_devices(provider, teacher.parameters, "teacher.parameters"))
+    return max(needs)
+
+
+def _engine_devices(provider: str, parameters: Mapping[str, Any], where: str) -> int:
+    if provider == "vllm":
+        return _vllm_devices(parameters, where)
+    return _torch_devices(parameters) if provider in _TORCH else 0
+
+
+def _torch_devices(parameters: Mapping[str, Any]) -> int:
+    """One for ``cuda``; for ``cuda:N`` all up to that one."""
+    device = str(parameters.get("device", "cpu"))
+    if device == "cpu":
         return 0
+    number = device.partition(":")[2]
+    return int(number) + 1 if number.isdigit() else 1
+
+
+def _vllm_devices(parameters: Mapping[str, Any], where: str) -> int:
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        value = model.parameters.get(name, 1)
+        value = parameters.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise NotSupported(f"model.parameters.{name}: expected a whole number, not {value!r}.")
-    return vllm_options.devices(model.parameters)
+            raise NotSupported(f"{where}.{name}: expected a whole number, not {value!r}.")
+    return vllm_options.devices(parameters)
 
 
 def _sampling(generation: GenerationConfig) -> dict[str, Any]:

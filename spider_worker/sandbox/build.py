@@ -22,8 +22,8 @@ def build_sandbox(
     stage: str,
     on_output: Callable[[str], None] | None = None,
 ) -> Sandbox:
-    """A sandbox, not started yet, for a job's function. ``stage`` is ``pre_processor`` or
-    ``post_processor``; ``on_output`` gets what the function prints.
+    """A sandbox, not started yet, for a job's function. ``stage`` is ``pre_processor``,
+    ``post_processor`` or ``evaluator``; ``on_output`` gets what the function prints.
 
     Environments of ``runtime.packages`` are built by ``start``. Raises NotSupported where
     this worker does not install packages, FatalJobError for a requirement that it refuses.

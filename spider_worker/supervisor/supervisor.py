@@ -28,7 +28,7 @@ from spider_sdk.errors import (
 )
 from spider_sdk.jobs import Queue
 from spider_worker.control import Message, redact
-from spider_worker.engines.registry import devices_needed, engine_key
+from spider_worker.engines.registry import devices_needed, runner_key
 from spider_worker.fleet import Claim, Fleet, JobRecord, NoUnit
 from spider_worker.pipelines.base import UnitKind
 from spider_worker.settings import WorkerSettings
@@ -144,7 +144,7 @@ class Supervisor:
     def _has_room(self, record: JobRecord) -> bool:
         """Could a runner of this job start here now? Wrong guesses cost a claim, no more."""
         try:
-            needed = devices_needed(parse_job(record.document).model)
+            needed = devices_needed(parse_job(record.document))
             if self._idle or not needed:
                 return True
             probe = self._devices.take(needed)
@@ -224,7 +224,7 @@ class Supervisor:
     ) -> tuple[RunnerKey, RunnerHandle | None]:
         """A warm runner of the same kind, else a new one; None while devices are in use."""
         job = parse_job(record.document)
-        engine = engine_key(job.model, job.generation, secrets)
+        engine = runner_key(job, record.job_id, secrets)
         key = RunnerKey(record.owner, record.queue, engine)
         warm = self._take_warm(key)
         if warm is not None:
@@ -232,7 +232,7 @@ class Supervisor:
             return key, warm
         # An idle engine is kept for a job like its own; this one is another and needs the room.
         self._evict(time.monotonic())
-        devices = self._devices.take(devices_needed(job.model))
+        devices = self._devices.take(devices_needed(job))
         if devices is None:
             return key, None
         return key, self._start(record.queue, holder, devices)

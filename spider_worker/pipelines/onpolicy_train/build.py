@@ -48,6 +48,7 @@ def real_parts(settings: WorkerSettings) -> Parts:
 
     return Parts(
         trainer=functools.partial(_trainer, policy),
+        checkpoint=functools.partial(_checkpoint, policy),
         student_text=functools.partial(_student_text, policy),
         teacher=teacher,
         teacher_text=lambda _, config: tokens.teacher_text(config, policy=policy),
@@ -55,7 +56,7 @@ def real_parts(settings: WorkerSettings) -> Parts:
         self_test=check_scorer,
         source=functools.partial(_source, policy),
         sandbox=sandbox,
-        tracker=_tracker,
+        tracker=functools.partial(_tracker, policy),
         repo=_repo,
         card=_card,
         draw=_draw,
@@ -102,6 +103,12 @@ def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Traine
     )
 
 
+def _checkpoint(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> str:
+    if ctx.job.model.provider == "tinker":
+        return name  # the service's own names; the trainer says what else it takes
+    return engines.local_model(name, policy, "student_checkpoint_path")
+
+
 def _adapter_server(
     provider: str, name: str, rank: int, parameters: dict[str, Any]
 ) -> AdapterServer | None:
@@ -133,7 +140,7 @@ def _student_text(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> M
     model = ctx.job.model
     trusted = policy.allow_remote_code and bool(model.parameters.get("trust_remote_code"))
     return load_text(
-        name,
+        engines.local_model(name, policy, "the student's tokenizer"),
         revision=model.parameters.get("revision"),
         trust_remote_code=trusted,
         arguments=ctx.job.generation.parameters.get("chat_template_kwargs"),
@@ -149,10 +156,12 @@ def _source(policy: engines.EnginePolicy, ctx: JobContext) -> Source:
     return build_source(config, paths, seed, token, data_roots=policy.data_roots)
 
 
-def _tracker(ctx: JobContext, step: int | None) -> RunTracker | None:
+def _tracker(
+    policy: engines.EnginePolicy, ctx: JobContext, step: int | None
+) -> RunTracker | None:
     from spider_worker.trackers.build import build_tracker
 
-    return build_tracker(ctx, step)
+    return build_tracker(ctx, step, allow_private=policy.allow_private_urls)
 
 
 def _repo(ctx: JobContext) -> AdapterRepo:

@@ -38,13 +38,20 @@ class ModelText(Protocol):
 
 
 class RunTracker(Protocol):
-    """Where a run's metrics go besides its events."""
+    """Where a run's metrics go besides its events. From the first step on nothing here raises."""
 
-    def start(self) -> None: ...
+    def check(self) -> None:
+        """Raise for whatever would keep a run from being tracked."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def start(self, metrics: Path) -> None:
+        """Begin or go on. ``metrics`` has a record a line for each step made so far. Raises for a
+        new run alone."""
 
-    def finish(self, status: str) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Does not block."""
+
+    def finish(self, status: str) -> Mapping[str, Path]:
+        """End the run, once however often it is called. Returns files to be kept as artifacts."""
 
 
 class AdapterRepo(Protocol):
@@ -58,14 +65,16 @@ class AdapterRepo(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """``trainer`` takes the run's seed; neither it nor ``teacher`` starts what it makes.
-    ``student_text`` takes what ``TrainerInfo.tokenizer`` says. ``signals`` are those that an
-    engine gives. ``self_test`` raises FatalJobError for a teacher whose scores mean nothing.
-    ``tracker`` takes the step that a run goes on from (None: a new run) and gives None where the
-    job names no project; ``card`` makes the model card. ``source``, ``*_text``, ``tracker`` and
-    ``draw`` may block. A state is saved at least every ``save_pace`` seconds (but never more
-    often than a fiftieth of the time is spent on it)."""
+    ``checkpoint`` resolves the name of an adapter to start from, and refuses a folder that jobs
+    may not name. ``student_text`` takes what ``TrainerInfo.tokenizer`` says. ``signals`` are those
+    that an engine gives. ``self_test`` raises FatalJobError for a teacher whose scores mean
+    nothing. ``tracker`` takes the step that a run goes on from (None: a new run) and gives None
+    where the job names no project; ``card`` makes the model card. ``source``, ``*_text``,
+    ``tracker`` and ``draw`` may block. A state is saved at least every ``save_pace`` seconds (but
+    never more often than a fiftieth of the time is spent on it)."""
 
     trainer: Callable[[JobContext, int], Trainer]
+    checkpoint: Callable[[JobContext, str], str]
     student_text: Callable[[JobContext, str], ModelText]
     teacher: Callable[[JobContext, TeacherConfig], TokenEngine]
     teacher_text: Callable[[JobContext, TeacherConfig], ModelText]

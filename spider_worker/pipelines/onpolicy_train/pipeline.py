@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import math
 import secrets
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -89,7 +91,11 @@ class OnPolicyPipeline:
         await self._sandbox(ctx, job.evaluator, "evaluator")
         if job.output.mode == "upload_hf":
             await asyncio.to_thread(self._parts.repo(ctx).check_access)
-        seed = _first(options.seed, job.generation.seed, secrets.randbits(31))
+        tracker = await asyncio.to_thread(self._parts.tracker, ctx, None)
+        if tracker is not None:
+            await asyncio.to_thread(tracker.check)
+        given = job.generation.parameters.get("seed")
+        seed = int(_first(options.seed, job.generation.seed, given, secrets.randbits(31)))
         trainer = await self._trainer(ctx, seed)
         await self._seats(ctx, trainer, test=True)
         trained = None if rows is None else (rows - len(held_out)) * options.epochs
@@ -113,12 +119,15 @@ class OnPolicyPipeline:
         status = "failed"
         try:
             if tracker is not None:
-                await asyncio.to_thread(tracker.start)
+                await asyncio.to_thread(tracker.start, journal.path)
             bench = await self._workbench(ctx, trainer, checkpoints, journal, tracker, announcer)
             progress = await Training(ctx, bench, progress).execute()
             status = progress.ended or status
             await bench.stream.close()
-            return await self._outcome(ctx, trainer, journal, progress)
+            kept: Mapping[str, Path] = {}
+            if tracker is not None:
+                kept = await asyncio.to_thread(tracker.finish, status)
+            return await self._outcome(ctx, trainer, journal, progress, kept)
         finally:
             journal.close()
             await announcer.finish()
@@ -206,7 +215,12 @@ class OnPolicyPipeline:
         )
 
     async def _outcome(
-        self, ctx: UnitContext, trainer: Trainer, journal: MetricsJournal, progress: Progress
+        self,
+        ctx: UnitContext,
+        trainer: Trainer,
+        journal: MetricsJournal,
+        progress: Progress,
+        kept: Mapping[str, Path],
     ) -> UnitOutcome:
         adapter = ctx.scratch / "adapter"
         adapter.mkdir(exist_ok=True)
@@ -220,7 +234,7 @@ class OnPolicyPipeline:
             counters={"steps_done": progress.step, "sampled_tokens": progress.tokens},
             file=metrics,
             complete=progress.ended != "cancelled",
-            files=await asyncio.to_thread(closing_files, adapter, metrics, curves),
+            files={**await asyncio.to_thread(closing_files, adapter, metrics, curves), **kept},
         )
 
     # -- parts, each built once a runner -------------------------------------------
@@ -235,7 +249,7 @@ class OnPolicyPipeline:
                     self._options.student_checkpoint_path, self._job.model.student_checkpoint_path
                 )
                 if checkpoint is not None:
-                    await trainer.load_weights(checkpoint)
+                    await trainer.load_weights(self._parts.checkpoint(ctx, checkpoint))
             except BaseException:
                 await trainer.close()
                 raise

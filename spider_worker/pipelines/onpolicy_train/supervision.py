@@ -29,6 +29,10 @@ from spider_worker.trainers.base import DenseTargets
 FULL_K: Final = 1024
 #: Entries a position where a server returns its most probable tokens.
 TOP_K: Final = 20
+#: The share of a teacher's mass that must lie on targets for the rest to be left out of account.
+#: A cross-entropy knows no rest, and drives the student's own rest to 0, however much of the
+#: teacher's it stands for.
+KNOWN_MASS: Final = 0.9
 
 
 def choose_signal(teacher: TeacherConfig, offered: frozenset[str], dense: frozenset[str]) -> str:
@@ -143,7 +147,9 @@ class Supervision:
         """Ask every teacher that the row is for. A rollout that a teacher cannot take (its template
         refuses, its context is too short) goes without that teacher."""
         seats = self.teachers_of(rollout.prompt.prepared.fields)
-        found = await asyncio.gather(*(self._opinion(seat, rollout) for seat in seats))
+        # Mass that one teacher cannot tell is in its rest, whatever the other's targets are.
+        told = np.logical_and.reduce([seat.prefixes.told for seat in seats])
+        found = await asyncio.gather(*(self._opinion(seat, rollout, told) for seat in seats))
         opinions = [
             (seat.config.weight, opinion)
             for seat, opinion in zip(seats, found, strict=True)
@@ -162,7 +168,9 @@ class Supervision:
         verdicts = [opinion.verdict for _, opinion in opinions]
         return Judgement(advantages, targets, verdicts, refused)
 
-    async def _opinion(self, seat: Seat, rollout: Rollout) -> _Opinion | str:
+    async def _opinion(
+        self, seat: Seat, rollout: Rollout, told: NDArray[np.bool_]
+    ) -> _Opinion | str:
         tokens = rollout.sample.tokens
         try:
             prefix = seat.text.render(rollout.prompt.prepared.messages)
@@ -173,6 +181,9 @@ class Supervision:
             context = seat.engine.info.context
             if context is not None and len(ids) > context:
                 return f"{seat.config.name}: longer than its context of {context} tokens"
+            if not len(translation.spans):
+                nothing = np.zeros(len(ids) - len(prefix), dtype=np.float32)
+                return self._weigh(seat, rollout, translation, nothing)
             topk = {"sampled": 0, "topk": TOP_K, "full": FULL_K}[seat.signal]
             scores = await seat.engine.compute_logprobs(
                 ids, start=len(prefix), topk=min(topk, seat.engine.info.topk)
@@ -180,8 +191,12 @@ class Supervision:
         except RowError as error:
             return f"{seat.config.name}: {error.message}"
         own = scores.logprobs[len(prefix) :]
-        top = None if scores.topk is None else _behind(scores.topk, len(prefix))
-        return self._weigh(seat, rollout, translation, own, top)
+        opinion = self._weigh(seat, rollout, translation, own)
+        if scores.topk is None:
+            return opinion
+        top = _behind(scores.topk, len(prefix))
+        targets = self._targets(seat, rollout.sample, translation, top, told)
+        return dataclasses.replace(opinion, targets=targets)
 
     def _weigh(
         self,
@@ -189,7 +204,6 @@ class Supervision:
         rollout: Rollout,
         translation: Translation,
         teacher: NDArray[np.float32],
-        top: TopK | None,
     ) -> _Opinion:
         sample, spans = rollout.sample, translation.spans
         deltas, clipped = span_deltas(spans, sample.logprobs, teacher)
@@ -208,26 +222,31 @@ class Supervision:
             clipped=clipped,
             dropped=translation.dropped,
         )
-        targets = None
-        if top is not None:
-            targets = self._targets(seat, sample, translation, top)
-        return _Opinion(advantages.astype(np.float64), targets, verdict)
+        return _Opinion(advantages, None, verdict)
 
     def _targets(
-        self, seat: Seat, sample: SampledTokens, translation: Translation, top: TopK
+        self,
+        seat: Seat,
+        sample: SampledTokens,
+        translation: Translation,
+        top: TopK,
+        told: NDArray[np.bool_],
     ) -> DenseTargets | None:
+        spans = translation.spans.taken(translation.level)
         positions, ids, probs = seat.prefixes.targets(
-            translation.spans, np.asarray(sample.tokens), top.ids, top.logprobs
+            spans, np.asarray(sample.tokens), top.ids, top.logprobs, told=told
         )
+        if seat.signal != "full":
+            sums = probs.sum(axis=1)
+            enough = sums >= KNOWN_MASS
+            positions, ids = positions[enough], ids[enough]
+            probs = probs[enough] / sums[enough, None]
         if not positions.size:
             return None
         weights = np.full(positions.size, self._coef, dtype=np.float32)
-        if seat.signal == "full":
-            return DenseTargets(positions, ids, probs, weights, "jsd")
-        # Top-k says nothing of the rest: its mass goes to what is known, in proportion.
-        sums = probs.sum(axis=1, keepdims=True)
-        known = np.divide(probs, sums, out=np.zeros_like(probs), where=sums > 0)
-        return DenseTargets(positions, ids, known, weights, "cross_entropy")
+        return DenseTargets(
+            positions, ids, probs, weights, "jsd" if seat.signal == "full" else "cross_entropy"
+        )
 
 
 def _behind(top: TopK, start: int) -> TopK:

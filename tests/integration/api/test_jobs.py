@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from spider_sdk.jobs import Queue
 from spider_worker.fleet import Fleet
 from tests.support.hand_run import HandRun, record
 
@@ -129,15 +130,15 @@ def test_a_secret_out_of_place_hides_no_other_problem(ada: Any) -> None:
     assert "sk-canary" not in answer.text
 
 
-def test_a_job_whose_pipeline_has_not_landed_is_refused_by_name(ada: Any) -> None:
+def test_a_training_job_goes_to_its_queue(ada: Any, fleet: Fleet) -> None:
     job = {
         "model": {"provider": "tinker", "name": "Qwen/Qwen3-8B"},
         "source": {"dataset": "org/data", "field": "question"},
         "generation": {"on_policy": True, "on_policy_options": {"teacher": "Qwen/Qwen3-30B-A3B"}},
     }
-    answer = ada.post("/v1/jobs", {"job": job})
-    assert answer.status_code == 422
-    assert "onpolicy-train" in answer.json["errors"][0]["message"]
+    answer = ada.post("/v1/jobs", {"job": job, "env": {"TINKER_API_KEY": "k"}})
+    assert answer.status_code == 201
+    assert fleet.jobs.get(answer.json["job_id"]).queue is Queue.ONPOLICY_TRAIN
 
 
 def test_secrets_are_stripped_from_the_record(ada: Any, fleet: Fleet) -> None:

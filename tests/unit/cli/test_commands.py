@@ -100,7 +100,7 @@ def test_follow_in_json(server: ScriptedServer, config: Config, capsys: Capture)
     assert [entry["code"] for entry in events] == [entry["code"] for entry in log("completed")]
     assert final["status"] == "completed"
     assert saved == {"job_id": "j1", "downloaded": "r.jsonl"}
-    assert err == ""
+    assert err == "forwarded to the job, by name: MODEL_KEY\n"
 
 
 def test_a_failed_job_is_1(server: ScriptedServer, config: Config, capsys: Capture) -> None:
@@ -197,7 +197,11 @@ def test_a_key_that_is_not_accepted_is_2(server: ScriptedServer, capsys: Capture
 
 
 def spider(*args: str, **options: Any) -> subprocess.Popen[str]:
-    code = "from spider_sdk.cli.main import main; main()"
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from spider_sdk.cli.main import main; main()"
+    )
     return subprocess.Popen([sys.executable, "-c", code, *args], text=True, **options)
 
 
@@ -407,6 +411,34 @@ def test_validate_says_what_would_go_along(
     monkeypatch.delenv("MODEL_KEY")
     assert run(["validate", "job.yaml"]) == 0
     assert "MODEL_KEY is not set" in capsys.readouterr().err
+
+
+def test_validate_asks_for_what_submit_would_ask_for(
+    server: ScriptedServer, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / "own.yaml").write_text(
+        "job:\n  model: {provider: openai, name: m}\n  source: {dataset: a/b, field: q}\n"
+    )
+
+    def found() -> Any:
+        assert run(["validate", "own.yaml", "--json"]) == 0
+        return json_lines(capsys.readouterr().out)[0]
+
+    assert found()["missing_env"] == ["OPENAI_API_KEY"]
+    # A server of one's own may want no key.
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
+    assert (found()["missing_env"], found()["forwarded"]) == ([], ["OPENAI_BASE_URL"])
+
+
+def test_validate_does_not_repeat_a_key_given_as_a_name(
+    server: ScriptedServer, config: Config, capsys: Capture
+) -> None:
+    assert run(["validate", config(), "--env", "sk-0123456789"]) == 2
+    out, err = capsys.readouterr()
+    assert "sk-0123456789" not in out + err
+    assert "the name of an environment variable" in err
 
 
 def test_validate_knows_what_has_not_landed(

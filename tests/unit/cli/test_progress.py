@@ -99,3 +99,18 @@ def test_an_event_is_one_line() -> None:
     metrics = {"rows_done": 4, "rows_total": 9, "rows_error": 1}
     progress = Event.from_json(event(2, "progress", "shard-0", metrics=metrics))
     assert event_line(progress).endswith("progress        4/9 rows · 1 error")
+
+
+def test_the_lines_of_a_training_run(view: JobView) -> None:
+    progress = Progress(view.document)
+    counters = {"steps_total": 1000, "sampled_tokens": 1_200_000, "rows_error": 1}
+    advance(progress, view, 0, metrics={**counters, "steps_done": 100}, engine={})
+    raw = event(1, "train.step", "step 101", step=101, kl=0.21344, **{"eval/kl": 0.231})
+    parsed = Event.from_json(raw)
+    progress.update(view.apply(Update(event=parsed)), parsed)
+    advance(progress, view, 84, metrics={**counters, "steps_done": 120}, engine={})
+    assert progress.lines() == [
+        "job 7f3a running · step 120/1000 · 1 row left out",
+        "kl 0.2134 · held-out kl 0.2310 · 4.2 s a step · ETA 1h 02m",
+        "1.2M sampled tokens",
+    ]

@@ -11,8 +11,13 @@ from spider_sdk.errors import ConfigError
 from tests.unit.config.documents import job
 
 ON = {"on_policy": True, "on_policy_options": {"teacher": "a/b"}}
+EVALUATOR = {"name": "score", "source": "def score(row): return 1"}
 INPUTS = [{"name": "rows.jsonl", "sha256": "0" * 64}]
 HUB = {"mode": "upload_hf", "hf": {"repo_id": "me/rows"}}
+
+
+def on(**options: Any) -> dict[str, Any]:
+    return {"on_policy": True, "on_policy_options": {"teacher": "a/b", **options}}
 
 
 def hub(**changes: Any) -> dict[str, Any]:
@@ -72,6 +77,44 @@ def hub(**changes: Any) -> dict[str, Any]:
             "generation.on_policy_options.student_checkpoint_path",
             "keep one",
         ),
+        (job(evaluator=EVALUATOR), "evaluator", "post_processor"),
+        (job(generation=ON, post_processor=EVALUATOR), "post_processor", "evaluator"),
+        (job(generation=ON, tools=[EVALUATOR]), "tools", "one turn"),
+        (job(generation=ON, parallelism=2), "parallelism", "one unit"),
+        (job(generation=ON, shard_size=10), "shard_size", "one unit"),
+        (job(generation={**ON, "max_batch_size": 8}), "generation.max_batch_size", "group_size"),
+        (
+            job(generation={**ON, "upload_every": 8}, output=HUB),
+            "generation.upload_every",
+            "save_every",
+        ),
+        (job(generation=ON, output={"format": "parquet"}), "output.format", "adapter"),
+        (job(generation=ON, output=hub(config_name="a")), "output.hf.config_name", "model"),
+        (
+            job(generation=ON, model={"pricing": {"input_per_million": 1}}),
+            "model.pricing",
+            "tokens",
+        ),
+        (
+            job(generation={**on(seed=1), "seed": 2}),
+            "generation.on_policy_options.seed",
+            "generation.seed",
+        ),
+        (
+            job(generation=on(wandb_name="a")),
+            "generation.on_policy_options.wandb_name",
+            "wandb_project",
+        ),
+        (
+            job(generation=on(tracker="trackio")),
+            "generation.on_policy_options.tracker",
+            "wandb_project",
+        ),
+        (
+            job(generation=on(groups_per_batch=2, group_size=2, num_substeps=5)),
+            "generation.on_policy_options.num_substeps",
+            "4 samples",
+        ),
         (job(model={"base_url": "http://h/v1"}), "model.base_url", "provider openai"),
         (job(model={"provider": "openai", "base_url": "h:80"}), "model.base_url", "http://"),
         (job(model={"provider": "openai", "api_key_env": "PATH"}), "model.api_key_env", "PATH"),
@@ -100,6 +143,8 @@ def test_what_the_rules_allow() -> None:
     assert parse_job(job(source={"streaming": True, "split": "train[0:10]"})).source.streaming
     assert parse_job(job(source={"split": "train[:10%]"})).source.split == "train[:10%]"
     assert parse_job(job(generation={**ON, "duplications": 1})).generation.on_policy
+    assert parse_job(job(generation={**on(seed=3), "seed": 3}, parallelism=1)).evaluator is None
+    assert parse_job(job(generation=ON, evaluator=EVALUATOR)).evaluator is not None
     assert parse_job(job(source={"max_examples": 1e3})).source.max_examples == 1000
 
 
@@ -127,7 +172,16 @@ def test_swe_rule(values: dict[str, Any], path: str) -> None:
         (job(tools=[{"name": "f", "source": "x"}]), "job.tools"),
         (job(model={"provider": "tinker"}), "job.model.provider"),
         (job(model={"provider": "local"}), "job.model.provider"),
-        (job(generation=ON), "job.generation.on_policy"),
+        (job(generation=ON, model={"provider": "openai"}), "job.model.provider"),
+        (
+            job(generation=on(teacher=["a/b", {"name": "a/b", "when": {"kind": 1}}])),
+            "job.generation.on_policy_options.teacher.1.name",
+        ),
+        (
+            job(generation=on(teacher={"name": "a/b", "provider": "local", "api_key_env": "K"})),
+            "job.generation.on_policy_options.teacher.0.api_key_env",
+        ),
+        (job(generation=on(api_key_env="K")), "job.generation.on_policy_options.api_key_env"),
         (job(runtime={"packages": ["numpy"]}), "job.runtime.packages"),
         (job(runtime={"env": {"TZ": "UTC"}}), "job.runtime.env"),
         (job(source={"inputs": INPUTS, "revision": "main"}), "job.source.revision"),
@@ -146,3 +200,7 @@ def test_submittable() -> None:
     check_submittable(parse_job(job(source={"field": None}, pre_processor=processor)))
     runtime = {"packages": ["numpy"], "env": {"TZ": "UTC"}}
     check_submittable(parse_job(job(runtime=runtime, post_processor=processor)))
+    check_submittable(parse_job(job(runtime=runtime, evaluator=EVALUATOR, generation=ON)))
+    served = {"name": "a/b", "base_url": "http://h:1/v1", "api_key_env": "K"}
+    for teacher in (served, {**served, "provider": "openai"}):
+        check_submittable(parse_job(job(generation=on(teacher=teacher))))

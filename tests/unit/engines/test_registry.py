@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from spider_sdk.config.model import GenerationConfig, ModelConfig
+from spider_sdk.config.model import (
+    GenerationConfig,
+    JobConfig,
+    ModelConfig,
+    OnPolicyOptions,
+    SourceConfig,
+    TeacherConfig,
+)
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_worker.engines import registry, vllm_options
 from spider_worker.engines.registry import EnginePolicy, build_engine, check_engine, engine_key
@@ -190,14 +197,47 @@ def test_engines_are_shared_by_what_they_load() -> None:
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def needed(*args: Any, **options: Any) -> int:
+        return registry.devices_needed(JobConfig(_model(*args, **options), SourceConfig("d")))
+
     monkeypatch.setattr(vllm_options, "is_cpu_build", lambda: False)
     sizes = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}
-    assert registry.devices_needed(_model("vllm")) == 1
-    assert registry.devices_needed(_model("vllm", parameters=sizes)) == 8
-    assert registry.devices_needed(_model("transformers")) == 0
-    assert registry.devices_needed(_model("transformers", parameters={"device": "cuda"})) == 1
-    assert registry.devices_needed(_model()) == 0
+    assert needed("vllm") == 1
+    assert needed("vllm", parameters=sizes) == 8
+    assert needed("transformers") == 0
+    assert needed("transformers", parameters={"device": "cuda"}) == 1
+    assert needed() == 0
     with pytest.raises(NotSupported, match="tensor_parallel_size"):
-        registry.devices_needed(_model("vllm", parameters={"tensor_parallel_size": "four"}))
+        needed("vllm", parameters={"tensor_parallel_size": "four"})
     monkeypatch.setattr(vllm_options, "is_cpu_build", lambda: True)
-    assert registry.devices_needed(_model("vllm", parameters=sizes)) == 0
+    assert needed("vllm", parameters=sizes) == 0
+
+
+@pytest.mark.parametrize(
+    ("student", "parameters", "teacher", "count"),
+    [
+        ("local", {}, {}, 0),
+        ("local", {"device": "cuda"}, {}, 1),
+        ("local", {"device": "cuda"}, {"parameters": {"device": "cuda:1"}}, 2),
+        ("vllm", {"device": "cuda", "vllm": {"tensor_parallel_size": 2}}, {"provider": "local"}, 2),
+        ("tinker", {}, {}, 0),
+        ("tinker", {}, {"provider": "vllm", "parameters": {"tensor_parallel_size": 4}}, 4),
+        ("local", {"device": "cuda"}, {"provider": "vllm", "base_url": "http://h:1/v1"}, 1),
+    ],
+)
+def test_devices_of_a_training_run_are_those_of_the_model_that_reaches_furthest(
+    monkeypatch: pytest.MonkeyPatch,
+    student: str,
+    parameters: dict[str, Any],
+    teacher: dict[str, Any],
+    count: int,
+) -> None:
+    monkeypatch.setattr(vllm_options, "is_cpu_build", lambda: False)
+    options = OnPolicyOptions((TeacherConfig("t", **teacher),))
+    job = JobConfig(
+        _model(student, parameters=parameters),
+        SourceConfig("d"),
+        GenerationConfig(on_policy=True, on_policy_options=options),
+    )
+    assert registry.devices_needed(job) == count
+    assert registry.runner_key(job, "j1") != registry.runner_key(job, "j2")

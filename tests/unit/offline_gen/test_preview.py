@@ -16,8 +16,10 @@ from spider_sdk.config.model import (
     InputFile,
     JobConfig,
     ModelConfig,
+    OnPolicyOptions,
     ProcessorConfig,
     SourceConfig,
+    TeacherConfig,
 )
 from spider_sdk.errors import FatalJobError, NotSupported
 from spider_worker.commands.local_preview import preview_job
@@ -127,8 +129,44 @@ def test_mistakes_of_the_job_itself_are_errors(tmp_path: Path, inputs: dict[str,
         go(job(inputs, model, generation=GenerationConfig({"no_such_option": 1})))
     with pytest.raises(FatalJobError, match="gone"):
         go(job(inputs, model, pre_processor=ProcessorConfig(name="gone", source=SOURCE)))
-    with pytest.raises(NotSupported, match="onpolicy-train"):
-        go(job(inputs, model, generation=GenerationConfig(on_policy=True)))
+
+
+def training(inputs: dict[str, Path], provider: str, **options: object) -> JobConfig:
+    wanted = OnPolicyOptions((TeacherConfig("t"),), max_tokens=4, **options)  # type: ignore[arg-type]
+    generation = GenerationConfig(on_policy=True, on_policy_options=wanted)
+    parameters = {"lora_alpha": 16, "max_model_len": 64} if provider == "local" else {}
+    return job(inputs, ModelConfig(provider, "./adder", parameters), generation=generation)
+
+
+def test_of_a_training_job_the_student_answers(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    made = preview_job(
+        training(inputs, "local"), 2, inputs=inputs, secrets={}, settings=settings(tmp_path)
+    )
+    assert made.skipped is None
+    assert [record["prompt"] for record in made.records] == ["q0", "q1"]
+    assert all(record["usage"]["completion_tokens"] <= 4 for record in made.records)
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "why"),
+    [
+        ("tinker", {}, "Tinker"),
+        ("local", {"student_checkpoint_path": "me/adapter"}, "checkpoint"),
+    ],
+)
+def test_a_student_that_is_not_here_says_so(
+    tmp_path: Path, inputs: dict[str, Path], provider: str, options: dict[str, str], why: str
+) -> None:
+    made = preview_job(
+        training(inputs, provider, **options),
+        1,
+        inputs=inputs,
+        secrets={},
+        settings=settings(tmp_path),
+    )
+    assert made.skipped is not None
+    assert why in made.skipped
+    assert [record["prompt"] for record in made.records] == ["q0"]
 
 
 def spider(*args: str | Path) -> int:

@@ -6,9 +6,17 @@ import dataclasses
 
 import pytest
 
-from spider_sdk.config.model import GenerationConfig, JobConfig, ModelConfig, SourceConfig
-from spider_sdk.errors import FatalJobError, NotSupported
+from spider_sdk.config.model import (
+    GenerationConfig,
+    JobConfig,
+    ModelConfig,
+    OnPolicyOptions,
+    SourceConfig,
+    TeacherConfig,
+)
+from spider_sdk.errors import FatalJobError
 from spider_worker.pipelines.offline_gen.pipeline import OfflineGenPipeline
+from spider_worker.pipelines.onpolicy_train.pipeline import OnPolicyPipeline
 from spider_worker.pipelines.registry import build_pipeline
 from spider_worker.settings import WorkerSettings
 
@@ -19,10 +27,11 @@ def test_off_policy_jobs_have_their_pipeline() -> None:
     assert isinstance(build_pipeline(JOB, WorkerSettings()), OfflineGenPipeline)
 
 
-def test_a_queue_whose_pipeline_has_not_landed_is_refused_by_name() -> None:
-    job = dataclasses.replace(JOB, generation=GenerationConfig(on_policy=True))
-    with pytest.raises(NotSupported, match="onpolicy-train"):
-        build_pipeline(job, WorkerSettings())
+def test_on_policy_jobs_have_theirs() -> None:
+    options = OnPolicyOptions((TeacherConfig("t"),))
+    generation = GenerationConfig(on_policy=True, on_policy_options=options)
+    job = dataclasses.replace(JOB, generation=generation)
+    assert isinstance(build_pipeline(job, WorkerSettings()), OnPolicyPipeline)
 
 
 def test_a_job_that_names_no_prompt_is_refused() -> None:

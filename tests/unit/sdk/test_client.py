@@ -16,7 +16,7 @@ from spider_sdk import AppConfig, Client
 from spider_sdk.errors import (
     ConfigError,
     Conflict,
-    NotSupported,
+    NotFound,
     PollTimeout,
     ServerBusy,
     UsageError,
@@ -289,12 +289,25 @@ def test_kwargs_without_a_processor_are_refused(config: Callable[..., Path]) -> 
         Client(config(), pre_processor_kwargs={"factor": 3})
 
 
-def test_a_pipeline_that_has_not_landed_is_refused_by_name(
-    server: ScriptedServer, client: Client
+def test_an_evaluator_travels_with_a_training_job(
+    server: ScriptedServer, config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = {"on_policy": True, "on_policy_options": {"teacher": "t"}}
-    with pytest.raises((NotSupported, ConfigError), match=r"on.policy|onpolicy"):
-        client.submit_job({"model": {"provider": "tinker"}, "generation": teacher})
+    monkeypatch.setenv("TINKER_API_KEY", "tk")
+    server.on("POST", "/v1/jobs", answer_json({"job_id": "j1", "status": "queued"}))
+    training = {"on_policy": True, "on_policy_options": {"teacher": "t"}}
+    with Client(config(), base_url=server.url, evaluator=doubled) as client:
+        client.submit_job({"model": {"provider": "tinker"}, "generation": training})
+    sent = server.seen[0].json
+    assert sent["job"]["evaluator"]["name"] == "doubled"
+    assert sent["env"]["TINKER_API_KEY"] == "tk"
+
+
+def test_an_evaluator_of_an_off_policy_job_is_refused(
+    server: ScriptedServer, config: Callable[..., Path]
+) -> None:
+    with Client(config(), base_url=server.url, evaluator=doubled) as client:
+        with pytest.raises(ConfigError, match="post_processor"):
+            client.submit_job()
     assert server.seen == []
 
 
@@ -502,3 +515,18 @@ def test_download_and_the_configs_local_path(
         assert client.save_local("j1") is None
         with pytest.raises(UsageError, match=r"output\.local_path"):
             client.download_result("j1")
+
+
+def test_artifacts_of_a_training_run_come_without_its_state(
+    tmp_path: Path, server: ScriptedServer, client: Client
+) -> None:
+    names = ["shards/train.jsonl", "adapter/a.bin", "curves.png", "state/step-000002/m.bin"]
+    listed = [{"name": name} for name in names]
+    server.on("GET", "/v1/jobs/j1/artifacts", answer_json({"artifacts": listed}))
+    for name in ("adapter/a.bin", "curves.png"):
+        server.on("GET", f"/v1/jobs/j1/artifacts/{name}", answer_bytes(name.encode()))
+    paths = client.download_artifacts("j1", tmp_path / "out")
+    assert [path.read_text() for path in paths] == ["adapter/a.bin", "curves.png"]
+    assert client.download_artifacts("j1", tmp_path, "cur") == [tmp_path / "curves.png"]
+    with pytest.raises(NotFound, match="'none'"):
+        client.download_artifacts("j1", tmp_path, "none")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spider_sdk.downloads import download, resolve_destination
+from spider_sdk.downloads import download, download_artifact, resolve_destination
 from spider_sdk.errors import NotFound, ServerUnreachable, UsageError
 from spider_sdk.transport import Transport
 from tests.support.scripted_server import ScriptedServer, answer_bytes, cut_body, problem
@@ -84,3 +84,21 @@ def test_nothing_yet(tmp_path: Path, server: ScriptedServer, connect: Connect) -
     with pytest.raises(NotFound, match="no results yet"):
         download(connect(), "j1", tmp_path / "r.jsonl", "jsonl")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_artifact_keeps_its_name_under_the_folder(
+    tmp_path: Path, server: ScriptedServer, connect: Connect
+) -> None:
+    server.on("GET", "/v1/jobs/j1/artifacts/checkpoints/step%201/a.bin", answer_bytes(b"weights"))
+    path = download_artifact(connect(), "j1", "checkpoints/step 1/a.bin", tmp_path)
+    assert path == tmp_path / "checkpoints" / "step 1" / "a.bin"
+    assert path.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a//b", "a/../../x", "."])
+def test_an_artifact_does_not_climb_out(
+    tmp_path: Path, server: ScriptedServer, connect: Connect, name: str
+) -> None:
+    with pytest.raises(UsageError, match="no name"):
+        download_artifact(connect(), "j1", name, tmp_path)
+    assert server.seen == []

@@ -1,0 +1,334 @@
+"""A training run on tiny models, with the real trainer and teachers: what it leaves, and that an
+interrupted one ends where an unbroken one does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from spider_sdk.errors import EngineUnavailable, FatalJobError, JobCancelled, PipelineError
+from spider_worker.trainers.base import ForwardBackward
+from tests.support.distil import Models, Run
+
+SAMPLED = {"signal": "sampled"}
+
+
+class Broken(BaseException):
+    """The process dies: nothing may be caught, and nothing is saved any more."""
+
+
+def after(calls: int, error: BaseException, method: str) -> Callable[[Any], Any]:
+    """A change to ``trainer`` or ``teacher``: ``method`` of what it makes raises ``error`` at its
+    call number ``calls`` + 1, and at every later one."""
+
+    def change(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any) -> Any:
+            made = make(*args)
+            real, seen = getattr(made, method), 0
+
+            async def call(*given: Any, **named: Any) -> Any:
+                nonlocal seen
+                seen += 1
+                if seen > calls:
+                    raise error
+                return await real(*given, **named)
+
+            setattr(made, method, call)
+            return made
+
+        return build
+
+    return change
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in record.items() if not name.startswith("seconds")}
+        for record in records
+    ]
+
+
+def teacher(models: Models, **more: Any) -> dict[str, Any]:
+    return {"teacher": {"name": str(models.teacher), **more}}
+
+
+def test_what_a_run_leaves(tmp_path: Path, models: Models) -> None:
+    run = Run(tmp_path, models, options={"eval_every": 2, "save_every": 2, "compute_post_kl": True})
+    result = run.go().result
+    records = run.metrics()
+    assert [record["step"] for record in records] == list(range(7))
+    assert [step for step, record in enumerate(records) if "eval/kl" in record] == [0, 2, 4, 6]
+    for record in records[1:]:
+        assert math.isfinite(record["loss"])
+        assert record["post_kl"] == pytest.approx(record["post_kl"])
+        assert record["samples"] == 8
+        assert record["tokens"] <= 48
+        assert 0 < record["coverage"] <= 1
+        assert {"kl", "entropy", "length_mean", "truncated", "advantage_mean"} <= record.keys()
+        assert {"seconds/sample", "seconds/score", "seconds/train"} <= record.keys()
+        assert record["grad_norm"] > 0
+    steps = run.events("train.step")
+    assert without_times(list(map(dict, steps))) == without_times(records)
+    saved = sorted(path.parent.name for path in run.artifact("checkpoints").glob("*/*.json"))
+    assert saved == ["step-000002", "step-000004", "step-000006"]
+    assert run.artifact("curves.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads(run.artifact("summary.json").read_bytes())
+    assert (summary["steps"], summary["ended"]) == (6, "data")
+    assert summary["checkpoints"] == [2, 4, 6]
+    assert summary["final"]["step"] == 6
+    assert "6 steps" in result.message
+    last = run.artifact("checkpoints/step-000006/adapter_model.safetensors").read_bytes()
+    assert run.artifact("adapter/adapter_model.safetensors").read_bytes() == last
+
+
+def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, models: Models) -> None:
+    options = {"num_substeps": 2, "save_every": 2, "epochs": 2, **teacher(models, **SAMPLED)}
+    whole = Run(tmp_path / "whole", models, options=options)
+    whole.go()
+    broken = Run(tmp_path / "broken", models, options=options)
+    # Dies in the middle of the step after a checkpoint and one more: that step is done again.
+    broken._changes["trainer"] = after(7, Broken(), "optim_step")
+    with pytest.raises(Broken):
+        broken.go()
+    broken._changes.clear()
+    result = broken.go()
+    assert broken.events("train.resumed") == [{"step": 2}]
+    assert without_times(broken.metrics()) == without_times(whole.metrics())
+    mine, theirs = (
+        load_file(run.artifact("adapter/adapter_model.safetensors")) for run in (broken, whole)
+    )
+    assert mine.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert (mine[name] == values).all(), name
+    assert result.records()[-1]["step"] == 12
+
+
+def test_the_student_comes_nearer_to_its_teacher(tmp_path: Path, models: Models) -> None:
+    for signal in ("full", "topk", "sampled"):
+        options = {
+            "epochs": 6, "learning_rate": 2e-2, "max_tokens": 4, "group_size": 8,
+            "baseline": "position", "eval_examples": 6, **teacher(models, signal=signal),
+        }  # fmt: skip
+        run = Run(tmp_path / signal, models, options=options)
+        run.go()
+        records = run.metrics()
+        assert records[-1]["eval/kl"] < 0.8 * records[0]["eval/kl"], signal
+
+
+def test_a_teacher_that_is_the_student_teaches_nothing(tmp_path: Path, models: Models) -> None:
+    # I6: A is 0 everywhere, so the weights stay where they are.
+    # (Adam makes whole steps of what rounding leaves, so the rate must be next to nothing.)
+    options = {"teacher": {"name": str(models.student), **SAMPLED}, "learning_rate": 1e-12}
+    run = Run(tmp_path, models, options=options)
+    run.go()
+    for record in run.metrics()[1:]:
+        assert record["kl"] == pytest.approx(0, abs=1e-5)
+        assert record["loss"] == pytest.approx(0, abs=1e-4)
+        assert record["coverage"] == 1
+
+
+def test_a_token_budget_ends_the_run_with_a_checkpoint(tmp_path: Path, models: Models) -> None:
+    run = Run(tmp_path, models, options={"token_budget": 90, "eval_every": 0})
+    run.go()
+    summary = json.loads(run.artifact("summary.json").read_bytes())
+    assert summary["ended"] == "token_budget"
+    assert summary["checkpoints"] == [summary["steps"]]
+    assert summary["sampled_tokens"] >= 90
+    assert "eval/kl" in run.metrics()[-1]
+
+
+def cancel_in_step(run: Run, step: int) -> Callable[[Any], Any]:
+    def change(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any) -> Any:
+            trainer = make(*args)
+            real, seen = trainer.optim_step, 0
+
+            async def call(adam: Any) -> Any:
+                nonlocal seen
+                seen += 1
+                if seen == step:
+                    run.ctx.cancel()
+                return await real(adam)
+
+            trainer.optim_step = call
+            return trainer
+
+        return build
+
+    return change
+
+
+def test_a_cancel_lets_the_step_end_and_a_retry_goes_on(tmp_path: Path, models: Models) -> None:
+    run = Run(tmp_path, models)
+    run._changes["trainer"] = cancel_in_step(run, 3)
+    with pytest.raises(JobCancelled):
+        run.go()
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3]
+    assert run.artifact("checkpoints/step-000003/adapter_config.json").is_file()
+    run._changes.clear()
+    run.go(retry=True)
+    assert [record["step"] for record in run.metrics()] == list(range(7))
+    assert run.events("train.resumed") == [{"step": 3}]
+
+
+def poisoned(step: int) -> Callable[[Any], Any]:
+    """The loss of that step is no number."""
+
+    def change(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any) -> Any:
+            trainer = make(*args)
+            real, seen = trainer.forward_backward, 0
+
+            async def call(*given: Any) -> ForwardBackward:
+                nonlocal seen
+                seen += 1
+                found: ForwardBackward = await real(*given)
+                return ForwardBackward(math.nan, found.logprobs) if seen == step else found
+
+            trainer.forward_backward = call
+            return trainer
+
+        return build
+
+    return change
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_step(
+    tmp_path: Path, models: Models
+) -> None:
+    run = Run(tmp_path, models, changes={"trainer": poisoned(3)})
+    with pytest.raises(FatalJobError, match="the loss of step 3 is nan"):
+        run.go()
+    assert run.artifact("checkpoints/step-000002/adapter_model.safetensors").is_file()
+
+
+def test_a_teacher_that_is_lost_in_the_middle_fails_the_attempt_not_the_job(
+    tmp_path: Path, models: Models
+) -> None:
+    gone = EngineUnavailable("the teacher's server is gone")
+    run = Run(tmp_path, models, changes={"teacher": after(40, gone, "compute_logprobs")})
+    with pytest.raises(PipelineError, match="is gone"):
+        run.go()
+    step = json.loads((tmp_path / "state.json").read_bytes())["state"]["progress"]["step"]
+    assert step > 0
+    run._changes.clear()
+    run.go()
+    assert run.events("train.resumed") == [{"step": step}]
+    first = Run(tmp_path / "first", models, changes={"teacher": after(0, gone, "start")})
+    with pytest.raises(EngineUnavailable):
+        first.go()
+
+
+def test_too_little_in_common_names_both_tokenizers(tmp_path: Path, models: Models) -> None:
+    run = Run(tmp_path, models, options={"min_coverage": 1.0})
+    with pytest.raises(FatalJobError, match="min_coverage") as caught:
+        run.go()
+    assert str(models.student) in caught.value.message
+    assert str(models.teacher) in caught.value.message
+
+
+def test_rows_go_to_the_teachers_that_they_are_for(tmp_path: Path, models: Models) -> None:
+    teachers = [
+        {"name": str(models.teacher), "when": {"kind": ["odd"]}, "weight": 3},
+        {"name": str(models.student), "when": {"kind": "even"}},
+    ]
+    run = Run(tmp_path, models, options={"teacher": teachers, "learning_rate": 1e-12})
+    run.go()
+    for record in run.metrics()[1:]:
+        assert record[f"kl/{models.teacher}"] > 0.1
+        assert record[f"kl/{models.student}"] == pytest.approx(0, abs=1e-5)
+        mean = (3 * record[f"kl/{models.teacher}"] + record[f"kl/{models.student}"]) / 4
+        assert record["kl"] == pytest.approx(mean)
+        assert record["samples_unscored"] == 0
+
+
+EVALUATOR = {
+    "name": "score",
+    "source": "def score(row, bonus):\n"
+    "    assert row['question'].startswith('count') and isinstance(row['completion'], str)\n"
+    "    return {'score': bonus, 'long': len(row['completion']) > 3}\n",
+    "kwargs": {"bonus": 0.25},
+}
+
+
+def test_the_evaluator_scores_held_out_rows(tmp_path: Path, models: Models) -> None:
+    run = Run(tmp_path, models, evaluator=EVALUATOR, options={"eval_every": 3})
+    run.go()
+    scored = [record["step"] for record in run.metrics() if "eval/score" in record]
+    assert scored == [0, 3, 6]
+    assert run.metrics()[3]["eval/score"] == 0.25
+    assert 0 <= run.metrics()[3]["eval/long"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def score(row): return 'good'", "'good' as score"),
+        ("def score(row): return 1 / 0", "division by zero"),
+    ],
+)
+def test_an_evaluator_that_is_wrong_ends_the_job_before_it_costs_anything(
+    tmp_path: Path, models: Models, source: str, said: str
+) -> None:
+    run = Run(tmp_path, models, evaluator={"name": "score", "source": source})
+    with pytest.raises(FatalJobError, match=said):
+        run.go()
+    assert run.events("train.step") == []
+
+
+def test_biased_sampling_is_warned_of(tmp_path: Path, models: Models) -> None:
+    plain: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1}
+    run = Run(tmp_path / "plain", models, rows=6, generation=sampling(models, plain))
+    run.go()
+    assert run.events("train.biased_sampling") == []
+    biased = {"temperature": 0.7, "top_k": 40}
+    run = Run(tmp_path / "biased", models, rows=6, generation=sampling(models, biased))
+    run.go()
+    assert run.events("train.biased_sampling") == [biased]
+
+
+def sampling(models: Models, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    options = {
+        "teacher": str(models.teacher), "groups_per_batch": 4, "max_tokens": 4,
+        "lora_rank": 4, "min_coverage": 0,
+    }  # fmt: skip
+    return {"on_policy": True, "on_policy_options": options, "parameters": dict(parameters)}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [({"min_p": 0.1}, "min_p"), ({"max_tokens": 9}, "max_tokens")],
+)
+def test_a_sampling_parameter_that_training_has_not_is_refused(
+    tmp_path: Path, models: Models, parameters: dict[str, Any], said: str
+) -> None:
+    run = Run(tmp_path, models, generation=sampling(models, parameters))
+    with pytest.raises(FatalJobError, match=said):
+        run.go()
+
+
+def test_training_starts_from_a_checkpoint_of_the_same_student_alone(
+    tmp_path: Path, models: Models
+) -> None:
+    first = Run(models.root / "first", models, rows=10)
+    first.go()
+    adapter = first.artifact("adapter")
+    again = Run(
+        tmp_path / "again", models, rows=10, options={"student_checkpoint_path": str(adapter)}
+    )
+    again.go()
+    assert again.metrics()[0]["eval/kl"] == pytest.approx(first.metrics()[-1]["eval/kl"], rel=1e-3)
+    for options, said in (
+        ({"student_checkpoint_path": str(adapter), "lora_rank": 8}, "rank 4"),
+        ({"student_checkpoint_path": str(tmp_path)}, "data-root"),
+        ({"student_checkpoint_path": str(models.teacher)}, "no PEFT adapter"),
+    ):
+        run = Run(tmp_path / said, models, options=options)
+        with pytest.raises(FatalJobError, match=said):
+            run.go()
