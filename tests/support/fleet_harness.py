@@ -93,9 +93,13 @@ class Harness:
             )
         return worker
 
-    def submit(self, document: Mapping[str, Any], env: Mapping[str, str] | None = None) -> str:
-        record = self.fleet.jobs.submit("me", document, env or {}, queue=Queue.OFFLINE_GEN)
-        return record.job_id
+    def submit(
+        self,
+        document: Mapping[str, Any],
+        env: Mapping[str, str] | None = None,
+        queue: Queue = Queue.OFFLINE_GEN,
+    ) -> str:
+        return self.fleet.jobs.submit("me", document, env or {}, queue=queue).job_id
 
     def wait(self, job_id: str, *statuses: JobStatus, seconds: float = 90) -> JobRecord:
         """Wait for one of ``statuses`` (any end, by default)."""

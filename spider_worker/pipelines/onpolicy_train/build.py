@@ -32,6 +32,9 @@ from spider_worker.trainers.base import AdapterServer, Trainer
 
 log = logging.getLogger(__name__)
 
+#: Parameters of the trainer's that mean the same to vLLM.
+_LOADING = ("dtype", "max_model_len", "revision", "trust_remote_code")
+
 
 def real_parts(settings: WorkerSettings) -> Parts:
     policy = engines.EnginePolicy.from_settings(settings)
@@ -58,7 +61,7 @@ def real_parts(settings: WorkerSettings) -> Parts:
         sandbox=sandbox,
         tracker=functools.partial(_tracker, policy),
         repo=_repo,
-        card=_card,
+        card=functools.partial(_card, policy),
         draw=_draw,
     )
 
@@ -97,7 +100,7 @@ def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Traine
 
     parameters = dict(model.parameters)
     name = engines.local_model(model.name, policy, "model.name")
-    server = _adapter_server(model.provider, name, options.lora_rank, parameters)
+    server = _adapter_server(policy, model.provider, name, options.lora_rank, parameters)
     return LocalTrainer(
         name, lora_rank=options.lora_rank, parameters=parameters, seed=seed, server=server
     )
@@ -110,10 +113,10 @@ def _checkpoint(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> str
 
 
 def _adapter_server(
-    provider: str, name: str, rank: int, parameters: dict[str, Any]
+    policy: engines.EnginePolicy, provider: str, name: str, rank: int, parameters: dict[str, Any]
 ) -> AdapterServer | None:
     """vLLM for the student's samples, where the provider asks for it. ``parameters.vllm``, which
-    is taken out, holds its own arguments."""
+    is taken out, holds its own arguments; what says how the model is loaded holds for both."""
     arguments: Mapping[str, Any] = parameters.pop("vllm", None) or {}
     if provider != "vllm":
         if arguments:
@@ -122,9 +125,14 @@ def _adapter_server(
                 " model.provider to vllm, or remove it"
             )
         return None
+    where = "model.parameters.vllm"
+    if not isinstance(arguments, Mapping):
+        raise NotSupported(f"{where}: expected a mapping of vLLM's arguments, not {arguments!r}")
     from spider_worker.engines.tokens.vllm import VllmAdapterServer
 
-    return VllmAdapterServer(name, lora_rank=rank, arguments=arguments)
+    arguments = {**{key: parameters[key] for key in _LOADING if key in parameters}, **arguments}
+    tokens.check_vllm(arguments, policy, where)
+    return VllmAdapterServer(name, lora_rank=rank, arguments=arguments, where=where)
 
 
 def _tinker_key(ctx: JobContext) -> str | None:
@@ -156,9 +164,7 @@ def _source(policy: engines.EnginePolicy, ctx: JobContext) -> Source:
     return build_source(config, paths, seed, token, data_roots=policy.data_roots)
 
 
-def _tracker(
-    policy: engines.EnginePolicy, ctx: JobContext, step: int | None
-) -> RunTracker | None:
+def _tracker(policy: engines.EnginePolicy, ctx: JobContext, step: int | None) -> RunTracker | None:
     from spider_worker.trackers.build import build_tracker
 
     return build_tracker(ctx, step, allow_private=policy.allow_private_urls)
@@ -170,10 +176,13 @@ def _repo(ctx: JobContext) -> AdapterRepo:
     return AdapterPublisher(ctx.job, token=ctx.secrets.get("HF_TOKEN"), work_dir=ctx.scratch)
 
 
-def _card(ctx: JobContext, facts: Mapping[str, Any]) -> str:
+def _card(policy: engines.EnginePolicy, ctx: JobContext, facts: Mapping[str, Any]) -> str:
     from spider_worker.sinks.adapter_card import adapter_card
 
-    return adapter_card(ctx.job, facts)
+    model = ctx.job.model
+    served = model.provider == "tinker"  # by names of its own, which are those of the Hub
+    base = model.name if served else engines.local_model(model.name, policy, "model.name")
+    return adapter_card(ctx.job, {**facts, "base_model": base})
 
 
 def _draw(metrics: Path, png: Path, title: str) -> None:

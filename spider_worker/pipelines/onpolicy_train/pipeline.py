@@ -7,6 +7,7 @@ __all__ = ["OnPolicyPipeline"]
 import asyncio
 import dataclasses
 import functools
+import logging
 import math
 import secrets
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ from spider_worker.pipelines.rows.reader import Reader
 from spider_worker.sandbox.base import Sandbox
 from spider_worker.tokens import SampleParams, TokenEngine
 from spider_worker.trainers.base import Trainer
+
+log = logging.getLogger(__name__)
 
 #: Seconds for a step to end and its checkpoint to be saved, after a cancel.
 GRACE: Final = 600.0
@@ -91,6 +94,7 @@ class OnPolicyPipeline:
         await self._sandbox(ctx, job.evaluator, "evaluator")
         if job.output.mode == "upload_hf":
             await asyncio.to_thread(self._parts.repo(ctx).check_access)
+        # Made to hear whether it is to be had; the run makes its own.
         tracker = await asyncio.to_thread(self._parts.tracker, ctx, None)
         if tracker is not None:
             await asyncio.to_thread(tracker.check)
@@ -140,13 +144,21 @@ class OnPolicyPipeline:
     async def finalise(self, ctx: JobContext) -> JobResult:
         progress, _ = Checkpoints.progress_of(ctx)
         figures = await asyncio.to_thread(final_figures, ctx.artifact("metrics.jsonl"))
-        files = {}
+        published = published_files(ctx, progress)
+        uploads = self._job.output.mode == "upload_hf"
+        facts = {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "ended": progress.ended,
+            "checkpoints": progress.saved,
+            "files": list(published) if uploads else [],
+            "final": figures,
+        }
         remote = None
         card = ctx.scratch / "README.md"
-        text = self._parts.card(ctx, {"steps": progress.step, "final": figures})
-        card.write_text(text, encoding="utf-8")
-        if self._job.output.mode == "upload_hf":
-            pushed = {"README.md": card, **published_files(ctx, progress)}
+        card.write_text(self._parts.card(ctx, facts), encoding="utf-8")
+        if uploads:
+            pushed = {"README.md": card, **published}
             message = f"On-policy distillation, {progress.step} steps"
             remote = await asyncio.to_thread(self._parts.repo(ctx).push, pushed, message)
         summary = ctx.scratch / "summary.json"
@@ -227,15 +239,25 @@ class OnPolicyPipeline:
         await trainer.save_adapter(adapter)
         metrics = ctx.scratch / "records.jsonl"
         await asyncio.to_thread(metrics.write_bytes, journal.path.read_bytes())
-        curves = ctx.scratch / "curves.png" if journal.last else None
-        if curves is not None:
-            await asyncio.to_thread(self._parts.draw, metrics, curves, _title(self._job))
+        curves = await self._curves(ctx, metrics) if journal.last else None
         return UnitOutcome(
             counters={"steps_done": progress.step, "sampled_tokens": progress.tokens},
             file=metrics,
             complete=progress.ended != "cancelled",
             files={**await asyncio.to_thread(closing_files, adapter, metrics, curves), **kept},
         )
+
+    async def _curves(self, ctx: UnitContext, metrics: Path) -> Path | None:
+        png = ctx.scratch / "curves.png"
+        try:
+            await asyncio.to_thread(self._parts.draw, metrics, png, _title(self._job))
+        except Exception as error:
+            # The boundary of what is only looked at: the run is worth more than its picture.
+            said = f"curves.png could not be drawn: {type(error).__name__}: {error}"
+            log.exception("curves.png could not be drawn")
+            await asyncio.to_thread(ctx.event, "warning", "train.curves", said)
+            return None
+        return png
 
     # -- parts, each built once a runner -------------------------------------------
 

@@ -218,7 +218,7 @@ class Training:
         }
         if bench.steps_total is not None:
             counters["steps_total"] = bench.steps_total
-        self._ctx.progress(counters, record)
+        self._ctx.progress(counters)
 
     def _sentence(self, step: int, figures: Mapping[str, Any]) -> str:
         total = self._bench.steps_total

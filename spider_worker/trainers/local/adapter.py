@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from spider_sdk.errors import FatalJobError, NotSupported
+from spider_sdk.errors import EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.torch_models.causal import CausalModel
 
 MERGED_BYTES: Final = 4 << 30
@@ -39,7 +39,7 @@ class Adapter:
         targets: str | Sequence[str],
         seed: int | None,
     ) -> None:
-        peft: Any = importlib.import_module("peft")
+        peft = _peft()
         self._model = model
         self.rank, self.alpha = rank, alpha
         config = peft.LoraConfig(
@@ -134,7 +134,7 @@ class Adapter:
     def read(self, checkpoint: str) -> None:
         """Take the adapter at ``checkpoint``, a PEFT folder or a Hub name. Raises FatalJobError
         if it cannot be read, or is of another base model, rank, scale or kind."""
-        peft: Any = importlib.import_module("peft")
+        peft = _peft()
         origin = f"The checkpoint {checkpoint!r}"
         try:
             config = peft.PeftConfig.from_pretrained(checkpoint)
@@ -180,6 +180,16 @@ class Adapter:
         config.save_pretrained(folder)
         tensors = {name: own.detach().cpu().contiguous() for name, own in self.weights.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _peft() -> Any:
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"The local trainer needs the package peft, which does not import here ({error}): "
+            "install the worker with the extra onpolicy."
+        ) from error
 
 
 class _Swap:
