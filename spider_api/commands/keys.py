@@ -36,7 +36,7 @@ def keys() -> None:
 @pass_state
 def create(state: State, owner: str, label: str | None) -> None:
     """Make a key and print it, this once."""
-    with _opened() as store:
+    with _opened(state) as store:
         key_id, token = store.create(owner, label)
     if state.json:
         state.emit({"id": key_id, "owner": owner, "label": label, "key": token})
@@ -50,7 +50,7 @@ def create(state: State, owner: str, label: str | None) -> None:
 @pass_state
 def list_keys(state: State) -> None:
     """List the keys that let somebody in; never the keys themselves."""
-    with _opened() as store:
+    with _opened(state) as store:
         found = store.list()
     if state.json:
         for key in found:
@@ -71,7 +71,7 @@ def revoke(state: State, key_id: str) -> None:
     """Let a key in no more, from its next request on."""
     if key_id.startswith("sk_"):
         raise UsageError("give the key's id (the part between the underscores), not the key")
-    with _opened() as store:
+    with _opened(state) as store:
         revoked = store.revoke(key_id)
     if not revoked:
         raise UsageError(f"there is no key {key_id}; `spider keys list` shows them")
@@ -81,7 +81,7 @@ def revoke(state: State, key_id: str) -> None:
 
 
 @contextlib.contextmanager
-def _opened() -> Iterator[ApiKeys]:
+def _opened(state: State) -> Iterator[ApiKeys]:
     # Here, not above: redis and cryptography take time that `spider keys --help` can do without.
     from spider_worker.fleet.connection import connect
     from spider_worker.fleet.keys import ApiKeys
@@ -89,8 +89,13 @@ def _opened() -> Iterator[ApiKeys]:
     from spider_worker.settings import FleetSettings
 
     fleet = settings.load(FleetSettings)
+    made = not fleet.secret_key and not fleet.secret_key_file.exists()
     client = connect(fleet.redis_url)
     try:
-        yield ApiKeys(client, SecretBox.from_settings(fleet))
+        store = ApiKeys(client, SecretBox.from_settings(fleet))
+        if made:  # in the wrong folder, its keys would let nobody in
+            path = fleet.secret_key_file.absolute()
+            state.note(f"made a new secret key, {path}: the API and the workers must use it too")
+        yield store
     finally:
         client.close()

@@ -7,7 +7,7 @@ __all__ = ["completion", "config", "init", "validate"]
 import importlib.metadata
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -17,6 +17,9 @@ from spider_sdk.cli.options import env_option, load_config, pass_state, set_opti
 from spider_sdk.cli.starter import STARTER
 from spider_sdk.cli.state import State, json_option
 from spider_sdk.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from spider_sdk.config import AppConfig
 
 SETTINGS = "spider.settings"
 
@@ -32,15 +35,12 @@ def validate(state: State, config: Path, sets: tuple[str, ...], env: tuple[str, 
 
     Local data and required variables are checked too, as at submission.
     """
-    from spider_sdk.config import required_secrets
     from spider_sdk.inputs import localise
     from spider_sdk.submission import Submittable
 
     loaded = load_config(config, sets)
     files = localise(loaded.document).files
-    job = loaded.job or loaded.swe
-    needed = () if job is None else required_secrets(job)
-    missing = [name for name in (*needed, *env) if not os.environ.get(name)]
+    missing = _missing(loaded, env)
     try:
         forwarded = Submittable.build(loaded, env=env).forwarded if not missing else ()
         obstacle = None
@@ -60,6 +60,21 @@ def validate(state: State, config: Path, sets: tuple[str, ...], env: tuple[str, 
         state.note(f"warning: {name} is not set; the job cannot be submitted without it")
     if obstacle:
         state.note(f"warning: it cannot be submitted as it is: {obstacle}")
+
+
+def _missing(loaded: AppConfig, env: tuple[str, ...]) -> list[str]:
+    """Variables without which the job cannot be submitted and that are not set, as ``submit``
+    would find them."""
+    from spider_sdk.config import check_env_names, lift_secrets
+
+    check_env_names(env)  # before a key in the wrong place is repeated in a message
+    missing = [name for name in env if not os.environ.get(name)]
+    try:
+        lift_secrets(loaded.document, os.environ, loaded.interpolated)
+    except ConfigError as error:
+        paths = [problem.path for problem in error.problems]
+        missing += [path.removeprefix("env.") for path in paths if path.startswith("env.")]
+    return list(dict.fromkeys(missing))
 
 
 @click.command()

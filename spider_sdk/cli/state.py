@@ -19,6 +19,7 @@ import click
 from spider_sdk.errors import (
     ApiError,
     ConfigError,
+    FleetUnavailable,
     JobCancelled,
     JobFailed,
     ServerBusy,
@@ -43,7 +44,7 @@ def exit_code(error: SpiderError) -> int:
         return EXIT["cancelled"]
     if isinstance(error, JobFailed):
         return EXIT["failed"]
-    unreachable = isinstance(error, (ServerUnreachable, ServerBusy))
+    unreachable = isinstance(error, (ServerUnreachable, ServerBusy, FleetUnavailable))
     if unreachable or (isinstance(error, ApiError) and (error.status >= 500 or not error.status)):
         return EXIT["unreachable"]
     return EXIT["usage"]

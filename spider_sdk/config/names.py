@@ -17,6 +17,7 @@ GENERATED: Final = "SPIDER_SECRET_"
 _SECRET = re.compile(
     r"(^|_)(api_?keys?|passw(or)?d|secret|secret_key|access_key|private_key"
     r"|(auth|access|api|bearer|github|gh|hf|hub)_token)$|^token$"
+    r"|^(proxy_)?authorization$|^cookie$"  # HTTP headers
 )
 # Settings of the fleet begin with the same word (SPIDER_SECRET_KEY): the ending tells them apart.
 _GENERATED = re.compile(rf"{GENERATED}[A-Z0-9_]+_API_KEY", re.ASCII)
@@ -80,7 +81,8 @@ _ALLOWED: Final = frozenset({"HF_TOKEN", "VLLM_API_KEY"})
 
 def is_secret_key(key: str) -> bool:
     """Whether a value under this key is a secret by its name (``api_key``, ``hf_token``,
-    ``password`` …; not ``eos_token``, nor a reference such as ``api_key_env``)."""
+    ``password``, ``Authorization`` …; not ``eos_token``, nor a reference such as
+    ``api_key_env``)."""
     return _SECRET.search(_snake(key)) is not None
 
 

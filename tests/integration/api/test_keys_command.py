@@ -70,3 +70,22 @@ def test_a_whole_key_is_not_taken_for_its_id(spider: object) -> None:
     code, _, err = spider("revoke", "sk_0000000000000000_secret")
     assert code == 2
     assert "secret" not in err.replace("not the key", "")
+
+
+def test_a_secret_key_that_it_made_is_told(
+    spider: object, fleet_settings: FleetSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(spider)
+    other = fleet_settings.artifacts / "elsewhere" / "secret.key"
+    monkeypatch.setenv("SPIDER_SECRET_KEY_FILE", str(other))
+    assert str(other) in spider("list")[2]
+    assert other.is_file()
+    assert str(other) not in spider("list")[2]
+
+
+def test_a_redis_that_is_away_is_3(spider: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callable(spider)
+    monkeypatch.setenv("SPIDER_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, _, err = spider("list")
+    assert code == 3
+    assert "Redis does not answer" in err

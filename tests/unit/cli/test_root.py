@@ -164,6 +164,7 @@ def test_a_command_that_there_is_not(capsys: Capture) -> None:
         (errors.NotSupported(), 2),
         (errors.ServerUnreachable(), 3),
         (errors.ServerBusy(status=503), 3),
+        (errors.FleetUnavailable(), 3),
         (errors.ApiError(status=500), 3),
         (errors.ApiError("no Spider API"), 3),
         (errors.JobCancelled(), 4),

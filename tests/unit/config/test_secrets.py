@@ -122,6 +122,14 @@ def test_two_secrets_of_one_name() -> None:
         ({"metadata": {"db_password": "x"}}, "job.metadata.db_password"),
         ({"metadata": {"deep": [{"apiKey": "x"}]}}, "job.metadata.deep.0.apiKey"),
         ({"model": {"parameters": {"hf_token": "x"}}}, "job.model.parameters.hf_token"),
+        (
+            {"model": {"parameters": {"headers": {"Authorization": "Basic x"}}}},
+            "job.model.parameters.headers.Authorization",
+        ),
+        (
+            {"model": {"parameters": {"headers": {"cookie": "x"}}}},
+            "job.model.parameters.headers.cookie",
+        ),
         ({"runtime": {"env": {"MY_API_KEY": "x"}}}, "job.runtime.env.MY_API_KEY"),
         (
             {"pre_processor": {"name": "f", "source": "s", "kwargs": {"api_key": "x"}}},
@@ -206,6 +214,31 @@ def test_only_what_the_job_can_use_is_forwarded() -> None:
     own_server = job(model={**OPENAI, "base_url": "http://h/v1"})
     assert lift_secrets(own_server, environ)[1] == {"HF_TOKEN": "t"}
     assert lift_secrets(job(model=OPENAI), environ)[2] == ("HF_TOKEN", "OPENAI_API_KEY")
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, set()),
+        ({"wandb_project": "p"}, {"WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"}),
+        (
+            {"wandb_project": "p", "tracker": "trackio"},
+            {"TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"},
+        ),
+    ],
+)
+def test_a_trackers_key_goes_with_where_it_is_meant_for(
+    options: dict[str, Any], sent: set[str]
+) -> None:
+    names = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE", "WANDB_DIR")
+    trackio = ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN", "TRACKIO_DIR")
+    environ = {"TINKER_API_KEY": "k", **dict.fromkeys((*names, *trackio), "x")}
+    generation = {"on_policy": True, "on_policy_options": {"teacher": "a/b", **options}}
+    document = job(model={"provider": "tinker"}, generation=generation)
+    assert set(lift_secrets(document, environ)[1]) == {"TINKER_API_KEY", *sent}
+    check_env_names(sent)
+    # A run may be recorded offline, so none of them is required.
+    assert required_secrets(parse_job(document)) == ("TINKER_API_KEY",)
 
 
 def test_a_server_that_the_environment_names_may_need_no_key() -> None:
