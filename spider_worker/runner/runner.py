@@ -117,6 +117,9 @@ class Runner:
         context = ClaimContext(self._fleet, self._session, claim, self._on_draining)
         task = asyncio.create_task(self._run(context), name=claim.unit)
         self._running[claim.unit, claim.fence] = _Running(context, task)
+        # Its first step, before the next message: a task that is cancelled before it has begun
+        # never reaches the end of its claim, and whoever waits for that waits for ever.
+        await asyncio.sleep(0)
 
     def _open_session(self, job_id: str, job: dict[str, Any]) -> JobSession:
         config = parse_job(job["document"])

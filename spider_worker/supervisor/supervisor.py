@@ -114,7 +114,7 @@ class Supervisor:
         secrets: dict[str, str] = {}
         try:
             secrets = self._fleet.jobs.secrets(job_id)
-            key, handle = self._runner_for(record, secrets, holder)
+            key, handle = self._runner_for(record, claim, secrets, holder)
         except UNFIT as error:
             reason = "engine_unavailable" if isinstance(error, EngineUnavailable) else "refused"
             self._fleet.units.fail(claim, error.message, fatal=True, reason=reason)
@@ -220,7 +220,7 @@ class Supervisor:
                 logger.info("%s not given back: %s", claim.unit, error)
 
     def _runner_for(
-        self, record: JobRecord, secrets: dict[str, str], holder: str
+        self, record: JobRecord, claim: Claim, secrets: dict[str, str], holder: str
     ) -> tuple[RunnerKey, RunnerHandle | None]:
         """A warm runner of the same kind, else a new one; None while devices are in use."""
         job = parse_job(record.document)
@@ -231,7 +231,7 @@ class Supervisor:
             warm.holder = holder
             return key, warm
         # An idle engine is kept for a job like its own; this one is another and needs the room.
-        self._evict(time.monotonic())
+        self._evict_beside(claim)
         devices = self._devices.take(devices_needed(job))
         if devices is None:
             return key, None
@@ -251,7 +251,7 @@ class Supervisor:
             env["SPIDER_DATA_ROOTS"] = absolute_roots(self._settings.data_roots)
         # mimalloc keeps what Arrow freed, which makes memory grow with the data that was read.
         env.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-        if devices.ids:
+        if self._devices.ids:  # also where it takes none: what it did not lock is not its own
             env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.ids)
         command = [python, "-m", "spider_worker.runner"]
         folder = self._settings.state.absolute() / "runners"
@@ -290,6 +290,18 @@ class Supervisor:
         """Stop runners that nobody wanted for long enough."""
         while not self._stopping.wait(TICK):
             self._evict(time.monotonic() - self._settings.runner_idle)
+
+    def _evict_beside(self, claim: Claim) -> None:
+        """End the idle runners. That may take longer than a lease, and nobody renews the claim's
+        but us until its runner is there."""
+        evicting = threading.Thread(target=self._evict, args=(time.monotonic(),))
+        evicting.start()
+        while evicting.is_alive():
+            evicting.join(self._fleet.settings.beat)
+            try:
+                self._fleet.units.beat(claim.job_id, [claim])
+            except FleetUnavailable as error:
+                logger.warning("no heartbeat for %s: %s", claim.unit, error)
 
     def _evict(self, idle_since: float) -> None:
         with self._lock:

@@ -112,6 +112,11 @@ def test_redaction_takes_the_longest_and_every_line() -> None:
     assert redact("line 2: MIIabc", secrets) == "line 2: [PEM]"
 
 
+def test_a_setting_that_hides_nothing_is_left_in_the_text() -> None:
+    secrets = {"WANDB_MODE": "offline", "WANDB_API_KEY": "0123456789"}
+    assert redact("offline, 0123456789", secrets) == "offline, [WANDB_API_KEY]"
+
+
 def test_progress_of_many_units_is_two_events_a_second_of_all(
     fleet: Fleet, document: dict[str, Any]
 ) -> None:
@@ -176,6 +181,43 @@ def test_a_cancel_does_not_wait_for_a_plan(
 
     asyncio.run(serve())
     assert fleet.jobs.get(job).status is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("op", ["lost", "cancel"])
+def test_a_word_that_lay_in_the_pipe_behind_a_unit_leaves_no_runner_waiting(
+    fleet: Fleet,
+    document: dict[str, Any],
+    report: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    op: str,
+) -> None:
+    """A runner that starts slowly reads both at once: the unit's task is cancelled before its
+    first step, and must still end its claim and ask for more."""
+
+    class Slow:
+        grace = 600.0
+
+        async def plan(self, ctx: Any) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(runner_module, "build_pipeline", lambda *_: Slow())
+    ended = asyncio.Event()
+    monkeypatch.setattr(
+        runner_module, "send", lambda _fd, op, **_fields: op == "ended" and ended.set()
+    )
+    job = fleet.jobs.submit("me", document, {}, queue=Queue.OFFLINE_GEN).job_id
+
+    async def serve() -> None:
+        runner = Runner(fleet, WorkerSettings(state=tmp_path), report)
+        claim = take(fleet, job)
+        unit = {"claim": claim.to_json(), "job": {"document": document, "secrets": {}}}
+        await runner._on_message({"op": "unit", **unit})
+        await runner._on_message({"op": op, "unit": claim.unit, "fence": claim.fence})
+        await asyncio.wait_for(ended.wait(), 30)
+        assert runner._live() == []
+
+    asyncio.run(serve())
 
 
 def test_the_reaper_outlives_a_sweep_that_fails(

@@ -110,6 +110,34 @@ def test_a_lane_that_breaks_leaves_neither_runner_nor_claim(
     assert fleet.redis.hlen(f"spider:job:{job}:holders") == 0
 
 
+FOUR = {"provider": "vllm", "name": "m", "parameters": {"tensor_parallel_size": 4}}
+
+
+def test_a_runner_sees_as_many_devices_as_its_model_takes_and_no_key_of_the_fleet(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_worker.engines.vllm_options.is_cpu_build", lambda: False)
+    monkeypatch.setenv("SPIDER_SECRET_KEY", "of the fleet")
+    seen = tmp_path / "seen"
+    python = script(tmp_path, f"env > {seen}")
+    worker = settings(tmp_path, devices="2,3,5,7,9", python_offline_gen=python)
+    Supervisor(fleet, worker).work(submit(fleet, model=FOUR))
+    lines = seen.read_text().splitlines()
+    assert "CUDA_VISIBLE_DEVICES=2,3,5,7" in lines
+    assert not [line for line in lines if line.startswith("SPIDER_SECRET_KEY")]
+
+
+def test_a_model_of_four_devices_is_refused_where_there_are_two(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spider_worker.engines.vllm_options.is_cpu_build", lambda: False)
+    job = submit(fleet, model=FOUR)
+    Supervisor(fleet, settings(tmp_path, devices="0,1")).work(job)
+    record = fleet.jobs.get(job)
+    assert (record.status, record.reason) == (JobStatus.FAILED, "engine_unavailable")
+    assert "tensor_parallel_size" in (record.error or "")
+
+
 def pipes() -> int:
     """How many ends of pipes this process holds."""
     held = 0
@@ -253,3 +281,28 @@ def test_the_watchdog_ends_a_runner_whose_output_nobody_reads() -> None:
         os.close(keep)
         assert runner.stdout is not None
         runner.stdout.close()
+
+
+def test_a_claim_outlives_the_end_of_an_idle_runner(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner that is sent away may take longer over it than a lease."""
+    supervisor = Supervisor(fleet, settings(tmp_path))
+    job = submit(fleet)
+    claim = fleet.units.claim(job, "holder", ("plan",))
+    assert isinstance(claim, Claim)
+
+    def expiry() -> float:
+        ((_, until),) = fleet.redis.zrange("spider:leases", 0, -1, withscores=True)
+        return float(until)
+
+    first = expiry()
+
+    def slowly(self: Supervisor, idle_since: float) -> None:
+        eventually(lambda: int(fleet.redis.time()[0]) * 1000 > first, "the end of the first lease")
+
+    monkeypatch.setattr(Supervisor, "_evict", slowly)
+    supervisor._evict_beside(claim)
+    fleet.reaper.sweep()
+    assert expiry() > first
+    assert not fleet.units.beat(job, [claim]).lost

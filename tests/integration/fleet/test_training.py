@@ -53,9 +53,7 @@ def curve(harness: Harness, job_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(
-    harness: Harness, models: Models
-) -> None:
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(harness: Harness, models: Models) -> None:
     document = job(harness, models, save_every=3, epochs=2)
     worker = harness.worker("-Q", "onpolicy-train")
     whole = submit(harness, document)
