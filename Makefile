@@ -33,7 +33,7 @@ endif
 BASE_STAMP := $(VENV)/.spider-base
 VLLM_STAMP := $(VENV)/.spider-vllm
 
-.PHONY: help demo up test bench chaos lint format system vllm-cpu clean $(VENV)
+.PHONY: help demo up test bench chaos gpu lint format system vllm-cpu clean $(VENV)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
@@ -52,6 +52,9 @@ chaos: system $(VENV) ## Run the fault tests that take longer than a minute
 	@mkdir -p benchmarks/out && rm -f benchmarks/out/faults.jsonl
 	@SPIDER_FIGURES=$(CURDIR)/benchmarks/out/faults.jsonl $(PY) -m pytest -m chaos $(ARGS)
 	@echo "Figures: benchmarks/out/faults.jsonl" && cat benchmarks/out/faults.jsonl
+
+gpu: $(VENV) ## Run the tests that need a CUDA device
+	@$(PY) -m pytest -m gpu $(ARGS)
 
 bench: system $(VENV) vllm-cpu ## Measure against peers; prints a table and writes JSON
 	@$(PY) -m benchmarks $(ARGS)

@@ -258,27 +258,31 @@ def _sampling(generation: GenerationConfig) -> dict[str, Any]:
     return {**seed, **generation.parameters}
 
 
-def base_url_of(model: ModelConfig, secrets: Mapping[str, str]) -> str:
+def base_url_of(model: ModelConfig, secrets: Mapping[str, str], *, where: str = "model") -> str:
     named = secrets.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_BASE_URL")
     url = model.base_url or named or OPENAI_BASE_URL
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise FatalJobError(f"model.base_url: expected an http or https URL, not {url!r}.")
+        raise FatalJobError(f"{where}.base_url: expected an http or https URL, not {url!r}.")
     return url
 
 
-def api_key(model: ModelConfig, base_url: str, secrets: Mapping[str, str]) -> str | None:
+def api_key(
+    model: ModelConfig, base_url: str, secrets: Mapping[str, str], *, where: str = "model"
+) -> str | None:
     if model.api_key_env:
         key = secrets.get(model.api_key_env)
         if not key:
             raise AuthError(
-                f"model.api_key_env names {model.api_key_env}, which did not come with the job. "
+                f"{where}.api_key_env names {model.api_key_env}, which did not come with the job. "
                 "Set it where the job is submitted."
             )
         return key
     host = urllib.parse.urlsplit(base_url).hostname or ""
-    usual = KEY_OF_HOST.get(host, "OPENAI_API_KEY")
-    key = model.api_key or secrets.get(usual) or secrets.get("OPENAI_API_KEY")
+    # A server that is none of the known ones gets no key that was not named for it, unless its
+    # address came with the environment as the key did.
+    usual = KEY_OF_HOST.get(host) or (None if model.base_url else "OPENAI_API_KEY")
+    key = model.api_key or (secrets.get(usual) if usual else None)
     if not key and host in KEY_OF_HOST:
         raise AuthError(f"{host} needs a key: set {usual} where the job is submitted.")
     return key

@@ -196,6 +196,26 @@ def test_engines_are_shared_by_what_they_load() -> None:
     assert registry.outlives_job(model)
 
 
+def test_a_key_goes_to_no_server_that_it_was_not_meant_for() -> None:
+    env = {"OPENAI_API_KEY": "o", "OPENROUTER_API_KEY": "r", "MINE": "m"}
+
+    def key(**fields: Any) -> str | None:
+        model = _model(**fields)
+        return registry.api_key(model, registry.base_url_of(model, env), env)
+
+    assert key() == "o"
+    assert key(base_url="https://api.openai.com/v1") == "o"
+    assert key(base_url="https://openrouter.ai/api/v1") == "r"
+    assert key(base_url="https://elsewhere.example/v1") is None
+    assert key(base_url="https://elsewhere.example/v1", api_key_env="MINE") == "m"
+    # Where the environment gives the address, the key beside it is its own.
+    env["OPENAI_BASE_URL"] = "https://elsewhere.example/v1"
+    assert key() == "o"
+    del env["OPENROUTER_API_KEY"]
+    with pytest.raises(AuthError, match="OPENROUTER_API_KEY"):
+        key(base_url="https://openrouter.ai/api/v1")
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     def needed(*args: Any, **options: Any) -> int:
         return registry.devices_needed(JobConfig(_model(*args, **options), SourceConfig("d")))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from spider_sdk.errors import EngineUnavailable, FatalJobError, JobCancelled, PipelineError
@@ -332,3 +333,22 @@ def test_training_starts_from_a_checkpoint_of_the_same_student_alone(
         run = Run(tmp_path / said, models, options=options)
         with pytest.raises(FatalJobError, match=said):
             run.go()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_on_a_gpu(tmp_path: Path, models: Models, dtype: str) -> None:
+    device = {"device": "cuda", "dtype": dtype}
+    options = {"save_every": 2, "compute_post_kl": True, **teacher(models, parameters=device)}
+    run = Run(tmp_path, models, options=options, model={"parameters": device})
+    run._changes["trainer"] = after(4, Broken(), "optim_step")
+    with pytest.raises(Broken):
+        run.go()
+    run._changes.clear()
+    run.go()
+    assert run.events("train.resumed") == [{"step": 4}]
+    records = run.metrics()
+    assert [record["step"] for record in records] == list(range(7))
+    assert all(math.isfinite(record["loss"]) for record in records[1:])
+    assert run.artifact("adapter/adapter_model.safetensors").is_file()
