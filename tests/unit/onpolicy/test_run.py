@@ -352,3 +352,81 @@ def test_a_run_on_a_gpu(tmp_path: Path, models: Models, dtype: str) -> None:
     assert [record["step"] for record in records] == list(range(7))
     assert all(math.isfinite(record["loss"]) for record in records[1:])
     assert run.artifact("adapter/adapter_model.safetensors").is_file()
+
+
+def first_step(tmp_path: Path, models: Models, **options: Any) -> tuple[dict[str, Any], Run]:
+    """The record of a run's only step. The rate keeps the weights where they are."""
+    given = {"learning_rate": 1e-12, **teacher(models, **SAMPLED), **options}
+    run = Run(tmp_path / "-".join(map(str, options)), models, rows=6, options=given)
+    run.go()
+    _, record = run.metrics()
+    return record, run
+
+
+def test_every_option_does_what_it_says(tmp_path: Path, models: Models) -> None:
+    plain, run = first_step(tmp_path, models)
+    assert (plain["samples"], plain["length_max"] <= 6) == (8, True)
+    config = json.loads(run.artifact("adapter/adapter_config.json").read_bytes())
+    assert config["r"] == 4
+
+    halved, _ = first_step(tmp_path, models, kl_penalty_coef=0.5)
+    assert halved["kl"] == pytest.approx(plain["kl"])
+    assert halved["loss"] == pytest.approx(plain["loss"] / 2, rel=1e-4)
+
+    discounted, _ = first_step(tmp_path, models, kl_discount_factor=0.9)
+    assert discounted["kl"] == pytest.approx(plain["kl"])
+    assert abs(discounted["advantage_mean"]) > abs(plain["advantage_mean"])
+
+    clipped, _ = first_step(tmp_path, models, advantage_clip=0.01)
+    assert clipped["advantage_std"] <= 0.01
+
+    centred, _ = first_step(tmp_path, models, baseline="position")
+    assert centred["advantage_mean"] == pytest.approx(0, abs=1e-6)
+
+    for loss_fn in ("ppo", "cispo"):
+        record, _ = first_step(tmp_path, models, loss_fn=loss_fn)
+        assert record["loss"] == pytest.approx(plain["loss"], abs=30)
+        assert record["kl"] == pytest.approx(plain["kl"])
+
+    short, run = first_step(tmp_path, models, max_tokens=2, group_size=3, lora_rank=2)
+    assert (short["samples"], short["length_max"]) == (12, 2)
+    assert json.loads(run.artifact("adapter/adapter_config.json").read_bytes())["r"] == 2
+
+    other, _ = first_step(tmp_path, models, seed=6)
+    assert other["kl"] != plain["kl"]
+    again, _ = first_step(tmp_path / "again", models)
+    assert without_times([again]) == without_times([plain])
+
+
+class FakeRepo:
+    """Remembers what was pushed."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.files: dict[str, bytes] = {}
+
+    def check_access(self) -> None:
+        self.asked += 1
+
+    def push(self, files: Mapping[str, Path], message: str) -> str:
+        self.files = {name: path.read_bytes() for name, path in files.items()}
+        return "https://hub.example/me/adapter"
+
+
+def test_the_adapter_is_published_with_its_checkpoints(tmp_path: Path, models: Models) -> None:
+    repo = FakeRepo()
+    run = Run(
+        tmp_path,
+        models,
+        rows=18,
+        options={"save_every": 2},
+        output={"mode": "upload_hf", "hf": {"repo_id": "me/adapter"}},
+        changes={"repo": lambda _: lambda ctx: repo},
+    )
+    result = run.go(secrets={"HF_TOKEN": "t"}).result
+    assert repo.asked == 1
+    assert result.remote_artifact == "https://hub.example/me/adapter"
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    checkpoints = {f"checkpoints/step-{n:06d}/{name}" for n in (2, 4) for name in adapter}
+    assert repo.files.keys() == adapter | checkpoints | {"README.md", "metrics.jsonl", "curves.png"}
+    assert b"4" in repo.files["README.md"]
