@@ -51,7 +51,8 @@ _SAID: Final = {
     "kwargs.",
     "post_processor": "Makes an object of a record, or null (drop it). As pre_processor.",
     "evaluator": "Scores the student of an on-policy job: called with a held-out row and its "
-    "greedy completion, it returns a number, true or false, or an object of them. As pre_processor.",
+    "greedy completion, it returns a number, true or false, or an object of them. As "
+    "pre_processor.",
     "parallelism": "Workers at once on this job. Without one: as many as are free.",
     "shard_size": "Rows in one unit of work. Without one: chosen by the server.",
 }

@@ -120,7 +120,7 @@ def _policy_rules(job: Any) -> Iterator[Complaint]:
             )
 
 
-_IDLE: Final[tuple[tuple[Path, tuple[Any, ...], str], ...]] = (
+_IDLE: Final[tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...]] = (
     (("post_processor",), (), "an evaluator scores what the student says"),
     (("tools",), ([],), "the student samples one turn of text"),
     (("parallelism",), (1,), "a training run is one unit, on one worker"),

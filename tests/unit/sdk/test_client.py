@@ -305,9 +305,11 @@ def test_an_evaluator_travels_with_a_training_job(
 def test_an_evaluator_of_an_off_policy_job_is_refused(
     server: ScriptedServer, config: Callable[..., Path]
 ) -> None:
-    with Client(config(), base_url=server.url, evaluator=doubled) as client:
-        with pytest.raises(ConfigError, match="post_processor"):
-            client.submit_job()
+    with (
+        Client(config(), base_url=server.url, evaluator=doubled) as client,
+        pytest.raises(ConfigError, match="post_processor"),
+    ):
+        client.submit_job()
     assert server.seen == []
 
 
