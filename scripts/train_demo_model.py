@@ -179,10 +179,11 @@ def accuracy(
     return right / len(pairs)
 
 
-def save(model: Qwen3ForCausalLM, folder: Path) -> None:
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer so that transformers 4.55 and newer read them alike."""
+    model.generation_config.do_sample = False
     model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)  # one that no evaluation left its padding in
+    tokenizer.save_pretrained(folder)
     # transformers 5 writes names that 4 does not know: the rotary base (4 would take another
     # default) and the tokenizer's class.
     amend(folder / "config.json", {"rope_theta": model.config.rope_parameters["rope_theta"]})
@@ -226,8 +227,8 @@ def main() -> int:
     if min(scores.values()) < args.wanted:
         print(f"below {args.wanted:.0%}: nothing saved", file=sys.stderr)
         return 1
-    model.generation_config.do_sample = False
-    save(model, args.out)
+    # A tokenizer that no evaluation left its padding in.
+    save(model, build_tokenizer(), args.out)
     write_prompts(args.prompts, held_out[:400])
     size = sum(path.stat().st_size for path in args.out.iterdir())
     print(f"saved to {args.out} ({size / 1e6:.1f} MB)")

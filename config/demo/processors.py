@@ -20,3 +20,10 @@ def check_sum(row: dict[str, Any]) -> dict[str, Any]:
     first, second = NUMBER.findall(row["question"])
     expected = int(first) + int(second)
     return {**row, "expected": expected, "correct": row["completion"].strip() == str(expected)}
+
+
+def score_sum(row: dict[str, Any]) -> bool:
+    """Evaluator: whether the completion names the sum of a question of sums.jsonl, last digit
+    first, and says nothing else."""
+    first, second = NUMBER.findall(row["question"])
+    return bool(row["completion"] == f"It is {str(int(first) + int(second))[::-1]}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["conclude", "follow", "retry", "watch"]
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +72,9 @@ class _Screen:
             return
         line = event_line(event)
         if event.code == "progress":
+            metrics = event.data.get("metrics")
+            if isinstance(metrics, Mapping) and "steps_done" in metrics:
+                return  # of a training run, each step has an event of its own
             # Sent twice a second, whether a row was finished or not.
             counts = line.removeprefix(event.timestamp)
             if counts == self._counts:

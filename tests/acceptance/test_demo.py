@@ -17,9 +17,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from spider_sdk import Client
 from spider_sdk.errors import Unauthorized
+from spider_worker.engines.tokens.text import load_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "config" / "demo"
@@ -122,10 +124,33 @@ def processors() -> ModuleType:
     return module
 
 
-def test_the_model_is_small() -> None:
-    files = [path for path in (DEMO / "adder").iterdir() if path.is_file()]
+def demo(state: Path, *options: str) -> list[dict[str, Any]]:
+    """The documents of ``spider demo --json``, which leaves nothing behind."""
+    command = [sys.executable, "-m", "spider_sdk.cli.main", "demo", "--json", *options]
+    done = subprocess.run(
+        [*command, "--state", str(state)],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (state / "fleet").exists()
+    assert processes_with(str(state)) == []
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def named(documents: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document.get("event") == event]
+
+
+def test_the_models_are_small() -> None:
+    for model in ("adder", "teacher", "student"):
+        files = [path for path in (DEMO / model).iterdir() if path.is_file()]
+        assert {"model.safetensors", "tokenizer.json", "config.json"} <= {f.name for f in files}
+    files = [path for path in DEMO.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT_BYTES
-    assert {"model.safetensors", "tokenizer.json", "config.json"} <= {f.name for f in files}
 
 
 def test_the_processors_ask_and_check(processors: ModuleType) -> None:
@@ -138,28 +163,54 @@ def test_the_processors_ask_and_check(processors: ModuleType) -> None:
     assert (right["expected"], right["correct"], wrong["correct"]) == (15, True, False)
 
 
-def test_the_demo_runs_a_real_job_and_leaves_nothing_running(state: Path) -> None:
-    command = [sys.executable, "-m", "spider_sdk.cli.main", "demo", "--json", "--rows", "40"]
-    done = subprocess.run(
-        [*command, "--state", str(state)],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    documents = [json.loads(line) for line in done.stdout.splitlines()]
-    (result,) = [document for document in documents if document.get("event") == "result"]
+def test_the_evaluator_scores_reversed_sums(processors: ModuleType) -> None:
+    def score(completion: str) -> bool:
+        found: bool = processors.score_sum({"question": "Reverse 47+85", "completion": completion})
+        return found
+
+    assert score("It is 231.") is True
+    assert [score(text) for text in ("It is 132.", "It is 231", "It is 2310.", "")] == [False] * 4
+
+
+def test_teacher_and_student_share_no_tokenizer() -> None:
+    teacher, student = (load_text(str(DEMO / name)) for name in ("teacher", "student"))
+    assert not student.vocabulary.same_ids(teacher.vocabulary)
+    text = "It is 231."
+    spans = [len(side.vocabulary.encode(text)) for side in (teacher, student)]
+    assert spans == [10, 5]
+    messages = [{"role": "user", "content": "Reverse 47+85"}]
+    assert len(teacher.render(messages)) != len(student.render(messages))
+
+
+def test_the_demo_runs_two_real_jobs_and_leaves_nothing_running(state: Path) -> None:
+    documents = demo(state, "--rows", "40")
+    (result,) = named(documents, "result")
     assert result["records"] == 40
     assert result["correct"] >= 39
-
     records = [json.loads(line) for line in Path(result["path"]).read_text().splitlines()]
     assert [record["index"] for record in records] == list(range(40))
     assert all(record["error"] is None for record in records)
     assert {"expected", "correct", "completion", "question"} <= records[0].keys()
-    assert not (state / "fleet").exists()
-    assert processes_with(str(state)) == []
+
+    (distilled,) = named(documents, "distilled")
+    assert distilled["before"] < 0.2
+    assert distilled["after"] > 0.9
+    shown = [
+        document["data"]["eval/score"]
+        for document in documents
+        if document.get("code") == "train.step" and "eval/score" in document["data"]
+    ]
+    assert (shown[0], shown[-1]) == (distilled["before"], distilled["after"])
+    assert len(shown) > 5  # as it happens
+    weights = load_file(Path(distilled["adapter"]) / "adapter_model.safetensors")
+    assert any(weights[name].abs().max() > 0 for name in weights if "lora_B" in name)
+    assert Path(distilled["curves"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_job_of_the_demo_runs_alone(state: Path) -> None:
+    documents = demo(state, "--only", "rollouts", "--rows", "5")
+    assert len(named(documents, "result")) == 1
+    assert named(documents, "distilled") == []
 
 
 def test_ctrl_c_in_the_demo_leaves_nothing_running(state: Path) -> None:

@@ -50,8 +50,9 @@ class RunTracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Does not block."""
 
-    def finish(self, status: str) -> Mapping[str, Path]:
-        """End the run, once however often it is called. Returns files to be kept as artifacts."""
+    def finish(self, status: str | None) -> Mapping[str, Path]:
+        """End the run, once however often it is called; None: another attempt has it by now.
+        Returns files to be kept as artifacts."""
 
 
 class AdapterRepo(Protocol):

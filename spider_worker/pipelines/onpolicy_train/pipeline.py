@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from spider_sdk.config.model import JobConfig, OnPolicyOptions, ProcessorConfig, TeacherConfig
-from spider_sdk.errors import FatalJobError, RowError
+from spider_sdk.errors import FatalJobError, LeaseLost, RowError
 from spider_worker.pipelines.base import (
     JobContext,
     JobResult,
@@ -120,7 +120,7 @@ class OnPolicyPipeline:
         tracker = await asyncio.to_thread(
             self._parts.tracker, ctx, progress.step if progress.step else None
         )
-        status = "failed"
+        status: str | None = "failed"
         try:
             if tracker is not None:
                 await asyncio.to_thread(tracker.start, journal.path)
@@ -132,11 +132,14 @@ class OnPolicyPipeline:
             if tracker is not None:
                 kept = await asyncio.to_thread(tracker.finish, status)
             return await self._outcome(ctx, trainer, journal, progress, kept)
+        except LeaseLost:
+            status = None  # the tracker's run, too, is another attempt's by now
+            raise
         finally:
             journal.close()
-            await announcer.finish()
             if tracker is not None:
                 await asyncio.to_thread(tracker.finish, status)
+            await announcer.finish()
 
     async def publish(self, ctx: JobContext) -> None:
         """Nothing is published before the end: see ``finalise``."""
@@ -410,8 +413,12 @@ def _tell_row_error(announcer: Announcer, index: int, error: RowError) -> None:
 
 def _title(job: JobConfig) -> str:
     options = job.generation.on_policy_options
-    teachers = ", ".join(teacher.name for teacher in options.teacher) if options else ""
-    return f"{job.model.name} ← {teachers}"
+    teachers = [teacher.name for teacher in options.teacher] if options else []
+    student, *others = (
+        Path(name).name if Path(name).is_absolute() else name
+        for name in (job.model.name, *teachers)
+    )
+    return f"{student} ← {', '.join(others)}"
 
 
 def _first(*values: Any) -> Any:
