@@ -20,8 +20,8 @@ from spider_worker.distill.alignment import Indices, Spans
 
 Floats = NDArray[np.float64]
 
-#: What a log-probability that is −inf, NaN or below counts as: e^−100 is as good as never, and
-#: its difference to another is a number.
+#: What a log-probability that is no finite number, or is below, counts as: e^−100 is as good as
+#: never, and its difference to another is a number.
 FLOOR: Final = -100.0
 
 
@@ -104,7 +104,7 @@ def _discounted(rewards: Floats, discount: float) -> Floats:
 
 def _finite(logprobs: NDArray[Any]) -> tuple[Floats, NDArray[np.bool_]]:
     values = np.asarray(logprobs, dtype=np.float64)
-    raised = ~(values >= FLOOR)  # NaN is not at least anything
+    raised = ~((values >= FLOOR) & (values < np.inf))  # NaN compares with nothing
     return np.where(raised, FLOOR, values), raised
 
 

@@ -51,7 +51,7 @@ class Spans:
         values = (student_begin, student_end, teacher_begin, teacher_end)
         return cls(*(np.array([value], dtype=np.int64) for value in values))
 
-    def taken(self, which: slice) -> Spans:
+    def taken(self, which: slice | NDArray[np.bool_]) -> Spans:
         """Some of them."""
         return Spans(
             self.student_begin[which],
@@ -85,14 +85,30 @@ def align(
     does not, its tokens there are in no span. A token without bytes joins the span before it,
     or the first one where it stands before all of them.
     """
-    students = np.concatenate(([student_start], student_ends))
-    teachers = np.concatenate(([teacher_start], teacher_ends))
-    cuts = np.intersect1d(students, teachers)
+    low = min(student_start, teacher_start)
+    student_counts = _counts(student_start, student_ends, low)
+    teacher_counts = _counts(teacher_start, teacher_ends, low)
+    size = min(len(student_counts), len(teacher_counts))
+    shared = _marks(student_start, student_ends, low, size)
+    shared &= _marks(teacher_start, teacher_ends, low, size)
+    cuts = np.flatnonzero(shared)
     # The last token that ends at a cut is the last before it, tokens without bytes included.
-    student_cut = np.searchsorted(students, cuts, side="right") - 1
-    teacher_cut = np.searchsorted(teachers, cuts, side="right") - 1
-    if len(cuts):
-        # What has no bytes before the very first cut has no span before it to join.
-        student_cut[0] = np.searchsorted(students, cuts[0], side="left")
-        teacher_cut[0] = np.searchsorted(teachers, cuts[0], side="left")
+    student_cut, teacher_cut = student_counts[cuts], teacher_counts[cuts]
+    # What has no bytes where the sequence itself begins has no span before it to join.
+    student_cut[cuts == student_start - low] = 0
+    teacher_cut[cuts == teacher_start - low] = 0
     return Spans(student_cut[:-1], student_cut[1:], teacher_cut[:-1], teacher_cut[1:])
+
+
+def _counts(start: int, ends: Indices, low: int) -> Indices:
+    """How many tokens have ended by each byte from ``low`` on, up to the last one's end."""
+    return np.cumsum(np.bincount(ends - low, minlength=start - low + 1))
+
+
+def _marks(start: int, ends: Indices, low: int, size: int) -> NDArray[np.bool_]:
+    """At which of ``size`` bytes from ``low`` on a token ends, or the first one begins."""
+    marks = np.zeros(size, dtype=bool)
+    places = ends - low
+    marks[places[places < size]] = True
+    marks[start - low : start - low + 1] = True
+    return marks

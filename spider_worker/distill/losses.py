@@ -71,19 +71,23 @@ def jsd(
     q is ``probs`` over ``ids``, shapes as in ``cross_entropy``; everything else is one more event
     in both, so that no mass is lost whatever K is.
     """
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    chosen = torch.log_softmax(logits.float(), dim=-1).gather(1, ids.clamp(min=0))
     used = ids >= 0
-    chosen = torch.where(used, logprobs.gather(1, ids.clamp(min=0)), -torch.inf)
+    if not bool(used.all()):
+        chosen = torch.where(used, chosen, -torch.inf)
+        probs = torch.where(used, probs, 0.0)
     student = chosen.exp()
-    teacher = torch.where(used, probs, 0.0)
-    student = torch.cat([student, (1 - student.sum(dim=1, keepdim=True)).clamp(min=0)], dim=1)
-    teacher = torch.cat([teacher, (1 - teacher.sum(dim=1, keepdim=True)).clamp(min=0)], dim=1)
-    mixed = beta * teacher + (1 - beta) * student
-    parts = beta * _relative(teacher, mixed) + (1 - beta) * _relative(student, mixed)
-    return (weights * parts.sum(dim=1)).sum()
+    # β·q·log q + (1−β)·p·log p − m·log m is the same, and takes one logarithm less of each.
+    parts = _gap(student, probs, beta).sum(dim=1)
+    rest = [(1 - one.sum(dim=1)).clamp(min=0) for one in (student, probs)]
+    return (weights * (parts + _gap(rest[0], rest[1], beta))).sum()
 
 
-def _relative(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """one · log(one/other), 0 where ``one`` is 0, with a gradient that is finite there."""
-    tiny = torch.finfo(one.dtype).tiny
-    return one * (one.clamp(min=tiny).log() - other.clamp(min=tiny).log())
+def _gap(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
+    mixed = torch.lerp(student, teacher, beta)
+    return beta * _xlogx(teacher) + (1 - beta) * _xlogx(student) - _xlogx(mixed)
+
+
+def _xlogx(values: torch.Tensor) -> torch.Tensor:
+    """x·log x, 0 where x is 0, with a gradient that is finite there."""
+    return values * values.clamp(min=torch.finfo(values.dtype).tiny).log()

@@ -13,8 +13,9 @@ __all__ = ["Encoding", "Vocabulary", "build_vocabulary"]
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,11 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spider_sdk.errors import FatalJobError
+from spider_worker.distill.encoders import text_encoders
+from spider_worker.distill.pieces import byte_tokens, read_pieces
 
 Indices = NDArray[np.int64]
 
-_BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPACE_MARK: Final = "▁"
+#: Delimiters that mean the same to models that call them differently.
+_SYNONYMS: Final = (
+    ("<think>", "[THINK]", "◁think▷", "<|START_THINKING|>", "<seed:think>"),
+    ("</think>", "[/THINK]", "◁/think▷", "<|END_THINKING|>", "</seed:think>"),
+)
 #: What a chat template is shown to learn how it closes a turn.
 _MARK: Final = "xyzzy"
 #: Texts on which the byte table must prove itself.
@@ -44,10 +50,14 @@ _PROBES: Final = (
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
     """A text in tokens: ``ids`` (M,), ``ends`` (M,) the offset in the text's UTF-8 bytes at which
-    each token ends, non-decreasing."""
+    each token ends, non-decreasing. ``literal``: the pieces of ``ids`` are the text, but for a
+    space before it, ``spaced``, that the tokenizer made up and that counts for no byte. What is
+    not literal has its ends from the encoder's own account of where its tokens come from."""
 
     ids: Indices
     ends: Indices
+    literal: bool
+    spaced: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,22 +65,35 @@ class Vocabulary:
     """``pieces`` holds the bytes behind each id, None for a special, unused or unmappable one;
     ``lengths`` (V,) their lengths, 0 for None. ``structural`` are special and added tokens by
     text. ``stops`` end a turn; ``end_of_turn`` is the one that the chat template closes an
-    assistant's turn with (None: the tokenizer knows none). ``exact``: the pieces of an encoding
-    give the text back, byte for byte; if not, the encoder's own offsets tell where tokens lie.
+    assistant's turn with (None: the tokenizer knows none). ``exact``: decoding tokens gives their
+    pieces. ``tidies``: then it takes spaces away, as before a full stop (WordPiece). ``spaced``: a
+    text gets a space of the tokenizer's own before it. ``fallbacks`` stand for one byte for want
+    of a better token.
     """
 
     name: str
     pieces: Sequence[bytes | None]
     structural: Mapping[str, int]
     special: frozenset[int]
+    fallbacks: frozenset[int]
     stops: frozenset[int]
     end_of_turn: int | None
     exact: bool
+    tidies: bool
+    spaced: bool
     tokenizer: Any = dataclasses.field(repr=False)
+    encoders: tuple[Any, Any] = dataclasses.field(repr=False)  #: of a text's start, of its middle
 
     @functools.cached_property
     def lengths(self) -> Indices:
-        return np.array([len(piece or b"") for piece in self.pieces], dtype=np.int64)
+        lengths = (len(piece or b"") for piece in self.pieces)
+        return np.fromiter(lengths, dtype=np.int64, count=len(self.pieces))
+
+    @functools.cached_property
+    def textual(self) -> NDArray[np.bool_]:
+        """(V,): which ids have bytes."""
+        found = (piece is not None for piece in self.pieces)
+        return np.fromiter(found, dtype=bool, count=len(self.pieces))
 
     @functools.cached_property
     def texts(self) -> Mapping[int, str]:
@@ -90,54 +113,87 @@ class Vocabulary:
         """Whether an id means the same in both."""
         return self.fingerprint == other.fingerprint
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of ordinary text: nothing is added around it, and a special token that is
-        written out in it is so many letters."""
-        return list(self._encode(text).ids)
+    def structure(self, text: str) -> int | None:
+        """The structural token of that name, or of another name for the same delimiter."""
+        names = next((group for group in _SYNONYMS if text in group), ())
+        return next(
+            (self.structural[name] for name in (text, *names) if name in self.structural), None
+        )
 
-    def encode_ends(self, text: str) -> Encoding | None:
+    def encode(self, text: str, *, begins: bool = True) -> list[int]:
+        """The ids of ordinary text: nothing is added around it, and a special token that is
+        written out in it is so many letters. ``begins`` False: something stands before the text,
+        so a tokenizer that has a space of its own before a whole text alone has none here."""
+        return list(self._encode(text, begins).ids)
+
+    def encode_ends(self, text: str, *, begins: bool = True) -> Encoding | None:
         """The text in tokens, and where they end; None where neither the pieces nor the encoder's
-        offsets account for every byte. A leading space that the tokenizer makes up counts for
-        no byte."""
+        offsets account for every byte."""
         data = text.encode()
-        found = self._encode(text)
+        found = self._encode(text, begins)
         ids = np.array(found.ids, dtype=np.int64)
-        if self.exact and not any(self.pieces[token] is None for token in found.ids):
-            made = b"".join(self.pieces[token] or b"" for token in found.ids)
-            if made == data:
-                return Encoding(ids, np.cumsum(self.lengths[ids]))
-            if made == b" " + data:
-                return Encoding(ids, np.maximum(np.cumsum(self.lengths[ids]) - 1, 0))
-        return _by_offsets(text, ids, found.offsets)
+        if self.textual[ids].all():
+            said = self.bytes_of(found.ids)
+            if said == data:
+                return Encoding(ids, np.cumsum(self.lengths[ids]), literal=True, spaced=False)
+            if len(said) == len(data) + 1 and said[:1] == b" " and said[1:] == data:
+                ends = np.maximum(np.cumsum(self.lengths[ids]) - 1, 0)
+                return Encoding(ids, ends, literal=True, spaced=True)
+        return self._by_offsets(text, ids, found.offsets, begins)
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
-        """What ids without structure among them say."""
-        return b"".join(self.pieces[token] or b"" for token in ids)
+        """What ids say; structure says nothing."""
+        return b"".join(map(self._said.__getitem__, ids))
 
-    def _encode(self, text: str) -> Any:
-        backend = self.tokenizer.backend_tokenizer
-        # On the shared backend: nobody else needs it otherwise while a run holds this tokenizer,
-        # and prompts are rendered by templates, whose special tokens are set apart again below.
-        before = backend.encode_special_tokens
-        backend.encode_special_tokens = True
-        try:
-            return backend.encode(text, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = before
+    @functools.cached_property
+    def _said(self) -> list[bytes]:
+        return [piece or b"" for piece in self.pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that the tokenizer's decoder makes of them, tidied where it does that."""
+        return str(self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _encode(self, text: str, begins: bool) -> Any:
+        return self.encoders[0 if begins else 1].encode(text, add_special_tokens=False)
+
+    def _by_offsets(
+        self, text: str, ids: Indices, offsets: Sequence[tuple[int, int]], begins: bool
+    ) -> Encoding | None:
+        """Ends from the encoder's character offsets. What it left out (spaces between words, as
+        WordPiece does, or joiners of emoji) goes to the token behind it, at the end to the last
+        one, if it is nothing to the encoder by itself as well."""
+        flat = np.fromiter(itertools.chain.from_iterable(offsets), dtype=np.int64)
+        starts, ends = flat[::2], flat[1::2]
+        rest = text[ends[-1] :] if len(ends) else text
+        if rest.strip() and self._encode(rest, begins).ids:
+            return None
+        ends[-1:] = len(text)
+        letters = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        # Nothing in ASCII is a part of what stands before it.
+        for place in np.flatnonzero(letters[np.minimum(ends, len(text) - 1)] >= 0x80):
+            ends[place] = _behind_joined(text, int(ends[place]))
+        # Where the next token begins before this one's end, both are parts of something that
+        # was rewritten, and only where it ends is a place that the text has, too.
+        for place in np.flatnonzero(starts[1:] < ends[:-1])[::-1]:
+            ends[place] = ends[place + 1]
+        if (np.diff(ends) < 0).any():
+            return None
+        first_bytes = (np.frombuffer(text.encode(), dtype=np.uint8) & 0xC0) != 0x80
+        places = np.append(np.flatnonzero(first_bytes), len(first_bytes))
+        return Encoding(ids, places[ends], literal=False, spaced=False)
 
 
-def _by_offsets(text: str, ids: Indices, offsets: Sequence[tuple[int, int]]) -> Encoding | None:
-    """Ends from the encoder's character offsets. What it left out (spaces between words, as
-    WordPiece does) goes to the token behind it; what is left out at the end may only be
-    space."""
-    if not len(ids):
-        return Encoding(ids, ids) if not text.strip() else None
-    ends = np.array([end for _, end in offsets], dtype=np.int64)
-    if (np.diff(ends) < 0).any() or text[ends[-1] :].strip():
-        return None
-    ends[-1] = len(text)
-    widths = np.fromiter((len(char.encode()) for char in text), dtype=np.int64, count=len(text))
-    return Encoding(ids, np.concatenate(([0], np.cumsum(widths)))[ends])
+def _behind_joined(text: str, place: int) -> int:
+    """The first place from there on that is not inside a character of several code points, such as
+    a letter and its accent: encoders that write them as one lay it where the first of them was."""
+    while 0 < place < len(text):
+        # A Hangul syllable has three parts, the longest of what joins without a combining class.
+        before, here = text[max(place - 3, 0) : place], text[place]
+        apart = unicodedata.normalize("NFC", before) + unicodedata.normalize("NFC", here)
+        if not unicodedata.combining(here) and unicodedata.normalize("NFC", before + here) == apart:
+            break
+        place += 1
+    return place
 
 
 def build_vocabulary(tokenizer: Any, *, stops: Iterable[int] = ()) -> Vocabulary:
@@ -155,92 +211,53 @@ def build_vocabulary(tokenizer: Any, *, stops: Iterable[int] = ()) -> Vocabulary
         )
     description = json.loads(backend.to_str())
     added = {int(one["id"]): one for one in description.get("added_tokens") or ()}
-    special = frozenset(token for token, one in added.items() if one["special"])
+    tokens = {token: text for text, token in backend.get_vocab(with_added_tokens=True).items()}
     structural = {str(one["content"]): token for token, one in added.items()}
-    pieces = _pieces(backend, description, added)
     eos = tokenizer.eos_token_id
     end = _end_of_turn(tokenizer, structural)
-    turn_ends = {int(one) for one in (eos, end, *stops) if one is not None}
+    turn_ends = frozenset(int(one) for one in (eos, end, *stops) if one is not None)
+    special = frozenset(token for token, one in added.items() if one["special"])
+    fallbacks = byte_tokens(description, tokens)
     made = Vocabulary(
         name=name,
-        pieces=pieces,
+        pieces=read_pieces(description, tokens, added),
         structural=structural,
         special=special,
-        stops=frozenset(turn_ends),
+        fallbacks=fallbacks,
+        stops=turn_ends,
         end_of_turn=end,
         exact=True,
+        tidies=bool((description.get("decoder") or {}).get("cleanup")),
+        spaced=False,
         tokenizer=tokenizer,
+        encoders=text_encoders(backend, description, special | turn_ends, fallbacks),
     )
-    made = dataclasses.replace(made, exact=_proves_exact(made))
-    if not made.exact and all(made.encode_ends(probe) is None for probe in _PROBES):
+    if all(made.encode_ends(probe) is None for probe in _PROBES):
         raise FatalJobError(
             f"the tokens of tokenizer {name} can be traced to bytes neither by its vocabulary nor"
             " by its encoder's offsets; choose a teacher or a student with another tokenizer"
         )
-    return made
+    return dataclasses.replace(made, exact=_proves_exact(made), spaced=_makes_space(made))
 
 
 def _proves_exact(vocabulary: Vocabulary) -> bool:
-    """Whether the pieces of what the tokenizer knows give the text back. A probe with a character
-    that it does not know says nothing."""
-    known = 0
+    """Whether decoding gives the pieces, but for a space before them. It is the decoder that is
+    asked: an encoder may write an accent otherwise than it was given, and its pieces are none
+    the worse."""
     for probe in _PROBES:
         ids = vocabulary.encode(probe)
         if any(vocabulary.pieces[token] is None for token in ids):
-            continue
-        known += 1
-        if vocabulary.bytes_of(ids).removeprefix(b" ") != probe.encode().removeprefix(b" "):
+            continue  # a character that it does not know
+        said = vocabulary.bytes_of(ids).decode(errors="replace")
+        shown = vocabulary.encoders[0].decode(ids, skip_special_tokens=False)
+        if said != shown and said != f" {shown}":
             return False
-    # A tokenizer of a few characters (the demo's) knows none of the probes: its pieces are the
-    # characters themselves, unless it is of a kind that is known to change text.
-    return known > 0 or type(vocabulary.tokenizer.backend_tokenizer.decoder).__name__ != "WordPiece"
+    return True
 
 
-def _pieces(
-    backend: Any, description: Mapping[str, Any], added: Mapping[int, Any]
-) -> list[bytes | None]:
-    texts = {token: text for text, token in backend.get_vocab(with_added_tokens=True).items()}
-    kinds = _kinds(description)
-    byte_level = "ByteLevel" in kinds
-    fallback = "ByteFallback" in kinds or bool(description["model"].get("byte_fallback"))
-    marked = "Metaspace" in kinds or _SPACE_MARK in json.dumps(
-        [description.get("decoder"), description.get("normalizer")], ensure_ascii=False
-    )
-    table = _byte_characters()
-    pieces: list[bytes | None] = [None] * (max(texts, default=-1) + 1)
-    for token, text in texts.items():
-        if token in added:
-            pieces[token] = None if added[token]["special"] else text.encode()
-        elif byte_level:
-            known = all(char in table for char in text)
-            pieces[token] = bytes(table[char] for char in text) if known else text.encode()
-        elif fallback and (found := _BYTE_TOKEN.fullmatch(text)):
-            pieces[token] = bytes([int(found[1], 16)])
-        elif text == description["model"].get("unk_token"):
-            pieces[token] = None
-        else:
-            pieces[token] = (text.replace(_SPACE_MARK, " ") if marked else text).encode()
-    return pieces
-
-
-def _kinds(description: Mapping[str, Any]) -> set[str]:
-    """The types of the decoder and the pre-tokenizer, with what they are made of."""
-    found: set[str] = set()
-    for part in ("decoder", "pre_tokenizer"):
-        one = description.get(part) or {}
-        inner = one.get("decoders") or one.get("pretokenizers") or []
-        found |= {str(item.get("type")) for item in (one, *inner)}
-    return found
-
-
-@functools.cache
-def _byte_characters() -> Mapping[str, int]:
-    """The characters that byte-level BPE writes bytes as: printable Latin-1 bytes are themselves,
-    the others are counted up from U+0100 (as GPT-2 began it)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + number): byte for number, byte in enumerate(others)}
+def _makes_space(vocabulary: Vocabulary) -> bool:
+    found = [vocabulary.encode_ends(probe) for probe in _PROBES]
+    return any(one is not None and one.spaced for one in found)
 
 
 def _end_of_turn(tokenizer: Any, structural: Mapping[str, int]) -> int | None:
@@ -260,6 +277,6 @@ def _end_of_turn(tokenizer: Any, structural: Mapping[str, int]) -> int | None:
     places = [
         (behind.find(mark), -len(mark), token)
         for mark, token in structural.items()
-        if mark and mark in behind
+        if mark.strip() and mark in behind
     ]
     return min(places)[2] if places else eos

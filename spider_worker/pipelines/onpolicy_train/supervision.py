@@ -7,8 +7,9 @@ __all__ = ["Judgement", "Rollout", "Seat", "Supervision", "Verdict", "choose_sig
 
 import asyncio
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +20,17 @@ from spider_worker.distill.advantages import span_advantages, span_deltas
 from spider_worker.distill.marginal import PrefixMap
 from spider_worker.distill.translation import Kind, Translation, Translator
 from spider_worker.distill.vocabulary import Vocabulary
+from spider_worker.distill.whole import WholeMap
 from spider_worker.pipelines.onpolicy_train.parts import ModelText
 from spider_worker.pipelines.onpolicy_train.prompts import Prompt
-from spider_worker.tokens import SampledTokens, TokenEngine, TopK
+from spider_worker.tokens import LogitEngine, SampledTokens, TokenEngine, TopK
 from spider_worker.trainers.base import DenseTargets
 
-#: Entries a position that are asked of a teacher with whole distributions: all of a small
-#: vocabulary, and of a large one those that hold nearly all mass (the rest is one more event).
+#: Entries a position that are asked of a teacher with whole distributions: those that hold nearly
+#: all mass (the rest is one more event).
 FULL_K: Final = 1024
+#: A vocabulary up to this is taken as it is: that is less work than to find the best of it.
+WHOLE: Final = 2 * FULL_K
 #: Entries a position where a server returns its most probable tokens.
 TOP_K: Final = 20
 #: The share of a teacher's mass that must lie on targets for the rest to be left out of account.
@@ -111,6 +115,11 @@ class Seat:
         translator = Translator(student, text.vocabulary)
         return cls(config, engine, text, translator, PrefixMap(student, text.vocabulary), signal)
 
+    @property
+    def whole(self) -> bool:
+        """Whether distributions are taken as they are, and not the best entries of them."""
+        return self.signal == "full" and self.engine.info.topk <= WHOLE
+
     def concerns(self, row: Mapping[str, Any]) -> bool:
         """Whether ``when`` holds for the row's columns; a list there names alternatives."""
         for column, wanted in self.config.when.items():
@@ -131,6 +140,26 @@ class _Opinion:
     verdict: Verdict
 
 
+class _Chair:
+    """A seat among those that a row is for. ``told`` (V_student,) is what all of them can tell."""
+
+    def __init__(self, seat: Seat, told: NDArray[np.bool_]) -> None:
+        self.seat = seat
+        self.told = told
+        self._rendered: tuple[Prompt, list[int]] | None = None
+
+    @functools.cached_property
+    def whole(self) -> WholeMap:
+        return WholeMap(self.seat.prefixes.image, self.told, self.seat.engine.info.topk)
+
+    def prefix(self, prompt: Prompt) -> list[int]:
+        """The prompt in the teacher's words. The last one is kept, since a prompt's rollouts come
+        one after the other. Raises RowError."""
+        if self._rendered is None or self._rendered[0] is not prompt:
+            self._rendered = prompt, self.seat.text.render(prompt.prepared.messages)
+        return self._rendered[1]
+
+
 class Supervision:
     """Scores rollouts. ``coef``, ``discount`` and ``clip`` as in ``distill.advantages``."""
 
@@ -139,20 +168,26 @@ class Supervision:
         self._coef = coef
         self._discount = discount
         self._clip = clip
+        self._panels: dict[tuple[int, ...], list[_Chair]] = {}
 
-    def teachers_of(self, row: Mapping[str, Any]) -> list[Seat]:
-        return [seat for seat in self._seats if seat.concerns(row)]
+    def _panel(self, row: Mapping[str, Any]) -> list[_Chair]:
+        """The teachers that the row is for."""
+        numbers = tuple(n for n, seat in enumerate(self._seats) if seat.concerns(row))
+        if numbers not in self._panels:
+            seats = [self._seats[number] for number in numbers]
+            # Mass that one teacher cannot tell is in its rest, whatever the other's targets are.
+            told = np.logical_and.reduce([seat.prefixes.told for seat in seats])
+            self._panels[numbers] = [_Chair(seat, told) for seat in seats]
+        return self._panels[numbers]
 
     async def judge(self, rollout: Rollout) -> Judgement:
         """Ask every teacher that the row is for. A rollout that a teacher cannot take (its template
         refuses, its context is too short) goes without that teacher."""
-        seats = self.teachers_of(rollout.prompt.prepared.fields)
-        # Mass that one teacher cannot tell is in its rest, whatever the other's targets are.
-        told = np.logical_and.reduce([seat.prefixes.told for seat in seats])
-        found = await asyncio.gather(*(self._opinion(seat, rollout, told) for seat in seats))
+        panel = self._panel(rollout.prompt.prepared.fields)
+        found = await asyncio.gather(*(self._opinion(chair, rollout) for chair in panel))
         opinions = [
-            (seat.config.weight, opinion)
-            for seat, opinion in zip(seats, found, strict=True)
+            (chair.seat.config.weight, opinion)
+            for chair, opinion in zip(panel, found, strict=True)
             if isinstance(opinion, _Opinion)
         ]
         refused = [opinion for opinion in found if isinstance(opinion, str)]
@@ -168,12 +203,10 @@ class Supervision:
         verdicts = [opinion.verdict for _, opinion in opinions]
         return Judgement(advantages, targets, verdicts, refused)
 
-    async def _opinion(
-        self, seat: Seat, rollout: Rollout, told: NDArray[np.bool_]
-    ) -> _Opinion | str:
-        tokens = rollout.sample.tokens
+    async def _opinion(self, chair: _Chair, rollout: Rollout) -> _Opinion | str:
+        tokens, seat = rollout.sample.tokens, chair.seat
         try:
-            prefix = seat.text.render(rollout.prompt.prepared.messages)
+            prefix = chair.prefix(rollout.prompt)
             translation = seat.translator.translate(
                 tokens, stopped=rollout.sample.stop_reason == "stop"
             )
@@ -184,18 +217,13 @@ class Supervision:
             if not len(translation.spans):
                 nothing = np.zeros(len(ids) - len(prefix), dtype=np.float32)
                 return self._weigh(seat, rollout, translation, nothing)
-            topk = {"sampled": 0, "topk": TOP_K, "full": FULL_K}[seat.signal]
-            scores = await seat.engine.compute_logprobs(
-                ids, start=len(prefix), topk=min(topk, seat.engine.info.topk)
-            )
+            own, top = await _scores(seat, ids, len(prefix))
         except RowError as error:
             return f"{seat.config.name}: {error.message}"
-        own = scores.logprobs[len(prefix) :]
         opinion = self._weigh(seat, rollout, translation, own)
-        if scores.topk is None:
+        if top is None:
             return opinion
-        top = _behind(scores.topk, len(prefix))
-        targets = self._targets(seat, rollout.sample, translation, top, told)
+        targets = self._targets(chair, rollout.sample, translation, top)
         return dataclasses.replace(opinion, targets=targets)
 
     def _weigh(
@@ -226,16 +254,19 @@ class Supervision:
 
     def _targets(
         self,
-        seat: Seat,
+        chair: _Chair,
         sample: SampledTokens,
         translation: Translation,
-        top: TopK,
-        told: NDArray[np.bool_],
+        top: TopK | NDArray[np.float32],
     ) -> DenseTargets | None:
         spans = translation.spans.taken(translation.level)
-        positions, ids, probs = seat.prefixes.targets(
-            spans, np.asarray(sample.tokens), top.ids, top.logprobs, told=told
-        )
+        sampled, seat = np.asarray(sample.tokens), chair.seat
+        if isinstance(top, TopK):
+            positions, ids, probs = seat.prefixes.targets(
+                spans, sampled, top.ids, top.logprobs, told=chair.told
+            )
+        else:
+            positions, ids, probs = chair.whole.targets(spans, sampled, top)
         if seat.signal != "full":
             sums = probs.sum(axis=1)
             enough = sums >= KNOWN_MASS
@@ -249,8 +280,23 @@ class Supervision:
         )
 
 
-def _behind(top: TopK, start: int) -> TopK:
-    return TopK(top.ids[start:], top.logprobs[start:])
+async def _scores(
+    seat: Seat, ids: Sequence[int], start: int
+) -> tuple[NDArray[np.float32], TopK | NDArray[np.float32] | None]:
+    """Of ``ids[start:]``: log-probabilities (M,), and what the teacher's signal has beside them:
+    the best entries at each position, or all of them (M, V)."""
+    if seat.whole:
+        engine = cast(LogitEngine, seat.engine)
+        table = (await engine.compute_distributions(ids, range(start, len(ids)))).numpy()
+        return table[np.arange(len(table)), np.asarray(ids[start:])], table
+    topk = {"sampled": 0, "topk": TOP_K, "full": FULL_K}[seat.signal]
+    scores = await seat.engine.compute_logprobs(
+        ids, start=start, topk=min(topk, seat.engine.info.topk)
+    )
+    top = scores.topk
+    return scores.logprobs[start:], None if top is None else TopK(
+        top.ids[start:], top.logprobs[start:]
+    )
 
 
 def _mixed(shares: Sequence[tuple[float, DenseTargets | None]]) -> DenseTargets | None:

@@ -213,7 +213,7 @@ def test_a_teacher_that_is_lost_in_the_middle_fails_the_attempt_not_the_job(
     tmp_path: Path, models: Models
 ) -> None:
     gone = EngineUnavailable("the teacher's server is gone")
-    run = Run(tmp_path, models, changes={"teacher": after(40, gone, "compute_logprobs")})
+    run = Run(tmp_path, models, changes={"teacher": after(40, gone, "compute_distributions")})
     with pytest.raises(PipelineError, match="is gone"):
         run.go()
     step = json.loads((tmp_path / "state.json").read_bytes())["state"]["progress"]["step"]
