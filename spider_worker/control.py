@@ -34,6 +34,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from spider_sdk.config.secrets import PLAIN
+
 Message = dict[str, Any]
 
 #: Shorter values would blank out innocent text; no real secret is that short.
@@ -62,10 +64,11 @@ class LineReader:
 
 
 def redact(text: str, secrets: Mapping[str, str]) -> str:
-    """``text`` with every secret value replaced by its name."""
+    """``text`` with every secret value replaced by its name (but not that of a plain setting)."""
     found = {
         part: name
         for name, value in secrets.items()
+        if name not in PLAIN
         for part in (value, *value.splitlines())  # logs come line by line, keys in many
         if len(part) >= MIN_SECRET
     }

@@ -7,7 +7,14 @@ holds a key in clear, the key moves to ``env`` and the document keeps the variab
 
 from __future__ import annotations
 
-__all__ = ["KEY_OF_HOST", "lift_secrets", "optional_secrets", "required_secrets", "strip_secrets"]
+__all__ = [
+    "KEY_OF_HOST",
+    "PLAIN",
+    "lift_secrets",
+    "optional_secrets",
+    "required_secrets",
+    "strip_secrets",
+]
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -34,10 +41,20 @@ KEY_OF_HOST: Final = {
 """The variables that public OpenAI-compatible services document for their keys. None of these
 hosts answers without one."""
 
+PLAIN: Final = frozenset({"TRACKIO_SPACE_ID", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"})
+"""Variables that travel with the secrets and hide nothing: to blank out every ``offline`` in what
+a job says would help nobody."""
+
 _BASE_URL: Final = {"openai": "OPENAI_BASE_URL", "tinker": "TINKER_BASE_URL"}
+#: The key, and where it is meant for: a key that went to another server than its own would be
+#: given away.
+_TRACKER: Final[Mapping[str, tuple[str, ...]]] = {
+    "wandb": ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"),
+    "trackio": ("TRACKIO_SERVER_URL", "TRACKIO_SPACE_ID", "TRACKIO_WRITE_TOKEN"),
+}
 _HUB: Final = "HF_TOKEN"
 _TOKEN_OPTION: Final[Path] = ("source", "options", "token")
-_CODE: Final = ("pre_processor", "post_processor", "tools")
+_CODE: Final = ("pre_processor", "post_processor", "evaluator", "tools")
 _OPTIONS: Final[Path] = ("generation", "on_policy_options")
 
 
@@ -100,7 +117,7 @@ def _optional(job: JobConfig | SweConfig) -> set[str]:
         return names
     options = job.generation.on_policy_options
     if options is not None and options.wandb_project:
-        names.add("WANDB_API_KEY")
+        names.update(_TRACKER[options.tracker])
     if job.model.provider in _BASE_URL and not job.model.base_url:
         names.add(_BASE_URL[job.model.provider])
     return names

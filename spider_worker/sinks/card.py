@@ -13,21 +13,18 @@ __all__ = ["CardFacts", "check_card", "data_folder", "render_card"]
 
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import yaml
 
 from spider_sdk.config.model import JobConfig
-from spider_sdk.errors import FatalJobError
+from spider_worker.sinks import front_matter
 
 TAGS: Final = ("synthetic", "distillation", "spider")
 
-_FRONT: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.M)
-_TOP_LEVEL: Final = re.compile(r"""^([\w-]+|"[^"\n]+"|'[^'\n]+')[ \t]*:(?=\s)""", re.M)
 _SIZES: Final = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -58,9 +55,8 @@ class CardFacts:
     version: str
 
     @classmethod
-    def from_job(cls, job: JobConfig, *, revision: str | None = None) -> Self:
-        """The facts of an off-policy job. ``revision`` is the commit of the source that was
-        read, where it is known; otherwise what the job asked for."""
+    def from_job(cls, job: JobConfig) -> Self:
+        """The facts of an off-policy job; the revision of the source is the one that it names."""
         source, generation = job.source, job.generation
         functions = (("pre_processor", job.pre_processor), ("post_processor", job.post_processor))
         recipe = {
@@ -73,7 +69,7 @@ class CardFacts:
                 "dataset": source.dataset,
                 "config_name": source.config_name,
                 "split": source.split,
-                "revision": revision or source.revision,
+                "revision": source.revision,
                 "field": source.field,
                 "max_examples": source.max_examples,
                 "shuffle": source.shuffle,
@@ -104,7 +100,7 @@ def data_folder(config: str) -> str:
 
 def check_card(text: str | None) -> None:
     """Raise FatalJobError if that README's front matter could not be kept."""
-    _split(text or "")
+    front_matter.split(text or "", "dataset")
 
 
 def render_card(
@@ -123,61 +119,13 @@ def render_card(
     ``rows`` stand on the Hub; ``counts`` are the job's counters once it has ended, None
     while it runs. Rendering its own result again changes nothing.
     """
-    front, body = _split(existing or "")
+    front, body = front_matter.split(existing or "", "dataset")
     if not body.strip():
         body = f"# {repo_id.split('/')[-1]}\n"
     ours = _own_front_matter(front, facts, config=config, split=split, rows=rows)
     section = _section(facts, config, rows, counts, json_columns)
-    return f"---\n{_edit(front, ours)}---\n{_with_section(body, config, section)}"
-
-
-def _split(text: str) -> tuple[str, str]:
-    """The front matter's YAML ("" for none) and what follows it."""
-    found = _FRONT.match(text)
-    if found is None:
-        return "", text
-    try:
-        front = yaml.safe_load(found[1])
-        why = "it is not a mapping"
-    except yaml.YAMLError as error:
-        front, why = error, str(error)
-    if not isinstance(front, dict | None):
-        raise FatalJobError(
-            "The README.md of the output dataset has a front matter that cannot be read, so it "
-            f"cannot be kept: {why}. Repair it on the Hub, then submit or retry the job"
-        )
-    return found[1], text[found.end() :]
-
-
-def _edit(front: str, ours: Mapping[str, Any]) -> str:
-    """``front`` with the top-level keys of ``ours`` set, or removed where None.
-
-    The text of all other keys is kept letter for letter: PyYAML would read ``no`` (Norwegian)
-    as False, which the Hub does not, and it would drop comments.
-    """
-    text = {key: _dump({key: value}) for key, value in ours.items() if value is not None}
-    starts = [*_TOP_LEVEL.finditer(front)]
-    parts = [front[: starts[0].start()] if starts else front]
-    for start, following in itertools.zip_longest(starts, starts[1:]):
-        key = start[1].strip("'\"")
-        block = front[start.start() : following.start() if following else None]
-        parts.append(text.pop(key, "") if key in ours else block)
-    edited = "".join(parts)
-    if edited and not edited.endswith("\n"):
-        edited += "\n"
-    edited += "".join(text.values())
-    wanted = {**(yaml.safe_load(front) or {}), **ours}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    try:
-        same = yaml.safe_load(edited) == wanted
-    except yaml.YAMLError:
-        same = False
-    # Written in a way that cannot be cut at its keys ({a: b, …}): say the same in another.
-    return edited if same else _dump(wanted)
-
-
-def _dump(value: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=100)
+    edited = front_matter.edit(front, ours)
+    return f"---\n{edited}---\n{front_matter.with_section(body, config, section)}"
 
 
 def _own_front_matter(
@@ -205,21 +153,13 @@ def _own_front_matter(
     ours = {
         "configs": configs or None,
         "dataset_info": infos or None,
-        "tags": _with_names(text, "tags", TAGS),
+        "tags": front_matter.with_names(text, "tags", TAGS),
         "size_categories": [_size_category(total)],
         "spider": made,
     }
     if facts.hub_dataset:
-        ours["source_datasets"] = _with_names(text, "source_datasets", [facts.dataset])
+        ours["source_datasets"] = front_matter.with_names(text, "source_datasets", [facts.dataset])
     return ours
-
-
-def _with_names(text: str, key: str, names: Iterable[str]) -> list[str]:
-    """A list of strings with ``names`` added; read as text alone, for ``no`` is one too."""
-    front = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506 (builds only strings)
-    present = front.get(key) or []
-    present = [present] if isinstance(present, str) else list(present)
-    return present + [name for name in names if name not in present]
 
 
 def _entries(front: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -231,15 +171,6 @@ def _entries(front: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _size_category(rows: int) -> str:
     return next((name for limit, name in _SIZES if rows < limit), "n>1T")
-
-
-def _with_section(body: str, config: str, section: str) -> str:
-    begin, end = f"<!-- spider:begin {config} -->", f"<!-- spider:end {config} -->"
-    block = f"{begin}\n{section}{end}"
-    start, stop = body.find(begin), body.find(end)
-    if 0 <= start < stop:
-        return body[:start] + block + body[stop + len(end) :]
-    return f"{body.rstrip()}\n\n{block}\n"
 
 
 def _section(

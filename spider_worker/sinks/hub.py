@@ -22,11 +22,11 @@ from typing import Any, Final
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 from spider_sdk.config.model import JobConfig
-from spider_sdk.errors import AuthError, FatalJobError, NotSupported, PipelineError
+from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_sdk.records import Record
 from spider_worker.sinks.base import PublishedShard, ShardSource
 from spider_worker.sinks.card import CardFacts, check_card, data_folder, render_card
-from spider_worker.sinks.hub_repo import ATTEMPTS, CommitUnsettled, HubRepo, Operation
+from spider_worker.sinks.hub_repo import HubRepo, Operation
 from spider_worker.sinks.parquet import write_parquet
 from spider_worker.sinks.schema import TableSchema
 
@@ -200,29 +200,14 @@ class HubPublisher:
         """Commit what differs between the repository and the job; nothing, no commit.
 
         ``known`` are the numbers that the job has: files of ours with another one, and
-        those of shards without rows, are removed. The one owner of a commit's repetition:
-        after each that was not settled the repository is looked at anew.
+        those of shards without rows, are removed.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            head = self._repo.head()
-            operations = self._operations(head, batch, known, standing, schema, counts)
-            if not operations:
-                return
-            additions = [op for op in operations if isinstance(op, CommitOperationAdd)]
-            self._repo.upload(additions)
-            self._pace()
-            try:
-                self._repo.commit(operations, self._message(batch, counts), head)
-            except CommitUnsettled as error:
-                if attempt == ATTEMPTS:
-                    raise PipelineError(
-                        f"{ATTEMPTS} commits to {self._repo.url} did not go through; the last "
-                        f"said: {error}"
-                    ) from error
-                self._repo.pause(attempt, error.wait)
-            else:
-                self._commit_times.append(time.time())
-                return
+
+        def wanted(head: str) -> list[Operation]:
+            return self._operations(head, batch, known, standing, schema, counts)
+
+        if self._repo.settle(wanted, self._message(batch, counts), before=self._pace):
+            self._commit_times.append(time.time())
 
     def _operations(
         self,
@@ -304,7 +289,6 @@ def build_publisher(
     token: str | None,
     work_dir: Path,
     state: Mapping[str, Any] | None = None,
-    source_revision: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> HubPublisher:
     """The publisher of a job whose ``output.mode`` is ``upload_hf``.
@@ -334,7 +318,7 @@ def build_publisher(
         hub.repo_id,
         token=token,
         work_dir=work_dir,
-        facts=CardFacts.from_job(job, revision=source_revision),
+        facts=CardFacts.from_job(job),
         private=hub.private,
         config_name=hub.config_name,
         state=state,

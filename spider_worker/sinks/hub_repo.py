@@ -1,4 +1,4 @@
-"""A dataset repository on the Hub: the calls that publishing needs, with Spider's errors.
+"""A repository on the Hub: the calls that publishing needs, with Spider's errors.
 
 The one importer of huggingface_hub among the sinks. Who retries what:
 
@@ -6,7 +6,7 @@ The one importer of huggingface_hub among the sinks. Who retries what:
   Retry-After honoured).
 - Everything else but a commit is retried here, by ``_retrying``.
 - A commit is never sent again blindly, since a lost answer says nothing about whether it was
-  applied: ``commit`` raises CommitUnsettled and the publisher looks at the repository first.
+  applied: ``commit`` raises CommitUnsettled, and ``settle`` looks at the repository first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -67,32 +67,42 @@ class CommitUnsettled(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """``sha256`` None: the file is a plain git blob, so its hash is not known."""
+    """``sha256`` is known of LFS files alone, ``git_id`` (git's hash of the content as a blob) of
+    all others; None otherwise."""
 
     size: int
     sha256: str | None
+    git_id: str | None = None
 
 
 class HubRepo:
-    """``endpoint`` None: HF_ENDPOINT or the public Hub. ``sleep`` takes seconds."""
+    """``repo_type`` is ``dataset`` or ``model``. ``endpoint`` None: HF_ENDPOINT or the public Hub.
+    ``sleep`` takes seconds."""
 
     def __init__(
         self,
         repo_id: str,
         *,
         token: str,
+        repo_type: str = "dataset",
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.repo_id = repo_id
+        self.repo_type = repo_type
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token = token
         self._api = HfApi(endpoint=self.endpoint, token=token, library_name="spider")
         self.sleep = sleep
 
     @property
+    def _what(self) -> str:
+        return f"{self.repo_type} {self.repo_id}"
+
+    @property
     def url(self) -> str:
-        return f"{self.endpoint}/datasets/{self.repo_id}"
+        folder = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        return f"{self.endpoint}/{folder}{self.repo_id}"
 
     def ensure(self, *, private: bool) -> None:
         """Create the repository unless it is there.
@@ -111,22 +121,23 @@ class HubRepo:
                 raise self.explain(error, "create the repository") from error
             refusal = error
         try:
-            info = self._retrying(
-                lambda: self._api.dataset_info(self.repo_id), "look at the repository"
-            )
+            info = self._retrying(self._info, "look at the repository")
         except HfHubHTTPError as error:
             if _status(refusal) == HTTPStatus.FORBIDDEN:
                 raise self.explain(refusal, "create the repository") from error
             raise self.explain(error, "look at the repository") from error
         if private and info.private is False:
             raise FatalJobError(
-                f"output.hf.private is true, but the dataset {self.repo_id} already exists on the "
-                "Hub and is public; make it private there, choose another repo_id, or set "
+                f"output.hf.private is true, but the {self._what} already exists on "
+                "the Hub and is public; make it private there, choose another repo_id, or set "
                 "private: false"
             )
 
     def _create(self, *, private: bool) -> None:
-        self._api.create_repo(self.repo_id, repo_type="dataset", private=private)
+        self._api.create_repo(self.repo_id, repo_type=self.repo_type, private=private)
+
+    def _info(self) -> Any:
+        return self._api.repo_info(self.repo_id, repo_type=self.repo_type)
 
     def prove_write(self) -> None:
         """Raise AuthError unless this token may write to the repository. Changes nothing:
@@ -134,7 +145,7 @@ class HubRepo:
         probe = CommitOperationAdd("README.md", b"#\n")
         self._limit_silence()
         try:
-            self._api.preupload_lfs_files(self.repo_id, [probe], repo_type="dataset")
+            self._api.preupload_lfs_files(self.repo_id, [probe], repo_type=self.repo_type)
         except HfHubHTTPError as error:
             raise self.explain(error, "write to the repository") from error
         except _HTTP_ERROR as error:
@@ -142,19 +153,26 @@ class HubRepo:
 
     def head(self) -> str:
         """The commit id of ``main``."""
-        info = self._checked(lambda: self._api.dataset_info(self.repo_id), "look at the repository")
+        info = self._checked(self._info, "look at the repository")
         if info.sha is None:
-            raise PipelineError(f"The Hub gave no commit id for the dataset {self.repo_id}")
-        return info.sha
+            raise PipelineError(f"The Hub gave no commit id for the {self._what}")
+        return str(info.sha)
 
-    def files(self, folder: str, revision: str) -> dict[str, RemoteFile]:
-        """Files directly in ``folder`` by path; empty where there is no such folder."""
+    def files(
+        self, folder: str | None, revision: str, *, recursive: bool = False
+    ) -> dict[str, RemoteFile]:
+        """Files directly in ``folder`` (None: the root), or with ``recursive`` all below it, by
+        path; empty where there is no such folder."""
 
         def entries() -> list[object]:
             self._limit_silence()
             return list(
                 self._api.list_repo_tree(
-                    self.repo_id, folder, repo_type="dataset", revision=revision
+                    self.repo_id,
+                    folder,
+                    recursive=recursive,
+                    repo_type=self.repo_type,
+                    revision=revision,
                 )
             )
 
@@ -167,7 +185,9 @@ class HubRepo:
         except _HTTP_ERROR as error:
             raise PipelineError(f"No answer from the Hub at {self.endpoint}: {error}") from error
         return {
-            entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None)
+            entry.path: RemoteFile(entry.size, entry.lfs.sha256)
+            if entry.lfs
+            else RemoteFile(entry.size, None, entry.blob_id)
             for entry in found
             if isinstance(entry, RepoFile)
         }
@@ -192,7 +212,7 @@ class HubRepo:
         self._limit_silence()
         try:
             self._api.preupload_lfs_files(
-                self.repo_id, additions, repo_type="dataset", free_memory=False
+                self.repo_id, additions, repo_type=self.repo_type, free_memory=False
             )
         except HfHubHTTPError as error:
             raise self.explain(error, "upload") from error
@@ -203,6 +223,39 @@ class HubRepo:
                 raise self.explain(cause, "upload") from error
             raise PipelineError(f"The upload to {self.url} failed: {cause or error}") from error
 
+    def settle(
+        self,
+        wanted: Callable[[str], Sequence[Operation]],
+        message: str,
+        *,
+        before: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Commit what ``wanted`` names for a revision; nothing, no commit. Returns whether there
+        was one.
+
+        The one owner of a commit's repetition: after each that was not settled the repository is
+        looked at anew. ``before`` is called before each, once everything is uploaded.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            head = self.head()
+            operations = wanted(head)
+            if not operations:
+                return False
+            self.upload([op for op in operations if isinstance(op, CommitOperationAdd)])
+            before()
+            try:
+                self.commit(operations, message, head)
+            except CommitUnsettled as error:
+                if attempt == ATTEMPTS:
+                    raise PipelineError(
+                        f"{ATTEMPTS} commits to {self.url} did not go through; the last said: "
+                        f"{error}"
+                    ) from error
+                self.pause(attempt, error.wait)
+            else:
+                return True
+        raise AssertionError("unreachable")
+
     def commit(self, operations: Sequence[Operation], message: str, parent: str) -> str:
         """One commit on top of ``parent``; returns its id. Raises CommitUnsettled."""
         self._limit_silence()
@@ -211,7 +264,7 @@ class HubRepo:
                 self.repo_id,
                 operations,
                 commit_message=message,
-                repo_type="dataset",
+                repo_type=self.repo_type,
                 parent_commit=parent,
             )
         except HfHubHTTPError as error:
@@ -222,9 +275,7 @@ class HubRepo:
         except _HTTP_ERROR as error:
             raise CommitUnsettled(f"no answer ({type(error).__name__})") from error
         except ValueError as error:
-            raise FatalJobError(
-                f"The Hub refused the dataset card of {self.url}: {error}"
-            ) from error
+            raise FatalJobError(f"The Hub refused the card of {self.url}: {error}") from error
         return str(done.oid)
 
     def explain(self, error: HfHubHTTPError, doing: str) -> SpiderError:
@@ -239,7 +290,7 @@ class HubRepo:
             )
         if status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
             return AuthError(
-                f"HF_TOKEN gives no right to write to the dataset {self.repo_id}: {where}. Use a "
+                f"HF_TOKEN gives no right to write to the {self._what}: {where}. Use a "
                 "token with write access to that namespace (not a read token), or change "
                 "output.hf.repo_id"
             )

@@ -13,6 +13,9 @@ import pytest
 
 from tests.support.hub_emulator import USER, WRITE_TOKEN, HubEmulator
 from tests.support.hub_loader import HubLoader
+from tests.support.tiny_model import tiny_model
+
+__all__ = ["tiny_model"]
 
 _numbers = itertools.count()
 

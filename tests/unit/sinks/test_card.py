@@ -21,11 +21,11 @@ from spider_worker.sinks.card import CardFacts, check_card, render_card
 
 JOB = JobConfig(
     model=ModelConfig(provider="vllm", name="org/teacher", api_key="sk-secret", api_key_env="KEY"),
-    source=SourceConfig(dataset="org/questions", split="train[0:10]"),
+    source=SourceConfig(dataset="org/questions", split="train[0:10]", revision="abc123"),
     generation=GenerationConfig(parameters={"temperature": 0.7}, system_prompt="a ``` fence"),
     pre_processor=ProcessorConfig("ask", "def ask(row): return 'secret source'"),
 )
-FACTS = CardFacts.from_job(JOB, revision="abc123")
+FACTS = CardFacts.from_job(JOB)
 
 
 def render(existing: str | None, rows: int = 10, config: str = "default", **more: Any) -> str:
