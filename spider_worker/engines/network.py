@@ -20,20 +20,23 @@ from spider_sdk.addresses import address_problem
 from spider_sdk.errors import FatalJobError
 
 
-def check_address(address: str, *, allow_private: bool) -> None:
-    """Raises FatalJobError if a job may not connect to this IP address."""
+def check_address(address: str, *, allow_private: bool, where: str = "model.base_url") -> None:
+    """Raises FatalJobError if a job may not connect to this IP address, which ``where`` in the
+    job led to."""
     said = address_problem(address, allow_private=allow_private)
     if said is not None:
-        raise FatalJobError(f"model.base_url leads to {said}.")
+        raise FatalJobError(f"{where} leads to {said}.")
 
 
-def guarded_connector(*, allow_private: bool, proxied: bool) -> aiohttp.TCPConnector:
+def guarded_connector(
+    *, allow_private: bool, proxied: bool, where: str = "model.base_url"
+) -> aiohttp.TCPConnector:
     """A connector without a limit of its own. Through a proxy of the operator's the proxy's
     own address may be private."""
 
     def open_socket(info: Any) -> socket.socket:
         family, kind, protocol, _, address = info
-        check_address(str(address[0]), allow_private=allow_private or proxied)
+        check_address(str(address[0]), allow_private=allow_private or proxied, where=where)
         return socket.socket(family, kind, protocol)
 
     return aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, socket_factory=open_socket)

@@ -110,6 +110,7 @@ def check_engine(
     if model.provider == "vllm":
         vllm_options.check_engine_arguments(model.parameters)
         vllm_options.check_sampling(params)
+        vllm_options.check_platform()
         for name, value in vllm_options.paths_in(model.parameters):
             if value not in ("auto", "vllm"):
                 local_model(value, policy, f"model.parameters.{name}")
@@ -118,6 +119,7 @@ def check_engine(
 
         transformers.check_parameters(model.parameters)
         sampling.check_sampling(params)
+        transformers.check_device(model.parameters)
 
 
 def build_engine(

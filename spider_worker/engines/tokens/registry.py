@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["build_teacher", "signals_of", "teacher_text"]
+__all__ = ["build_teacher", "check_vllm", "signals_of", "teacher_text"]
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from spider_sdk.config.model import ModelConfig, TeacherConfig
 from spider_sdk.errors import NotSupported
+from spider_worker.engines import vllm_options
 from spider_worker.engines.registry import EnginePolicy, api_key, base_url_of, local_model
 from spider_worker.engines.tokens.text import TokenizerText, load_text
 from spider_worker.tokens import TokenEngine
 
 #: Parameters that say how the teacher reads, and go to no engine.
 _TEXT: Final = ("chat_template_kwargs", "tokenizer")
+#: Where the model is served elsewhere, these say it of the tokenizer alone.
+_REMOTE_TEXT: Final = (*_TEXT, "revision", "trust_remote_code")
 
 
 def build_teacher(
@@ -28,38 +31,39 @@ def build_teacher(
     """
     provider = teacher.provider or provider
     where = "teacher.parameters"
-    parameters = {k: v for k, v in teacher.parameters.items() if k not in _TEXT}
-    if parameters.get("trust_remote_code") and not policy.allow_remote_code:
-        raise NotSupported(
-            f"{where}.trust_remote_code: this worker does not run code of model repositories. Its"
-            " operator can allow it with SPIDER_ALLOW_REMOTE_CODE=true."
-        )
+    _check_remote_code(teacher.parameters, policy, where)
     if provider == "tinker":
         from spider_worker.engines.tokens.tinker import TinkerTokenEngine
 
-        _refuse_all(parameters, where, "the Tinker service")
+        _refuse_all(_without(teacher.parameters, _REMOTE_TEXT), where, "the Tinker service")
         return TinkerTokenEngine(
-            teacher.name, base_url=teacher.base_url, api_key=_tinker_key(teacher, secrets)
+            teacher.name,
+            base_url=teacher.base_url,
+            api_key=_tinker_key(teacher, secrets),
+            allow_private=policy.allow_private_urls,
         )
     if provider == "openai" or (provider == "vllm" and teacher.base_url):
         from spider_worker.engines.tokens.openai import OpenAITokenEngine
 
         model = _as_model(teacher, provider)
-        url = base_url_of(model, secrets)
+        url = base_url_of(model, secrets, where="teacher")
         return OpenAITokenEngine(
             teacher.name,
             base_url=url,
-            api_key=api_key(model, url, secrets),
-            parameters=parameters,
+            api_key=api_key(model, url, secrets, where="teacher"),
+            parameters=_without(teacher.parameters, _REMOTE_TEXT),
             allow_private=policy.allow_private_urls,
         )
-    if teacher.base_url:
-        raise NotSupported(f"teacher.base_url belongs to an endpoint; {provider} has none.")
+    for option in ("base_url", "api_key", "api_key_env"):
+        if getattr(teacher, option):
+            raise NotSupported(f"teacher.{option} belongs to an endpoint; {provider} has none.")
+    parameters = _without(teacher.parameters, _TEXT)
     name = local_model(teacher.name, policy, "teacher.name")
     if provider == "vllm":
         from spider_worker.engines.tokens.vllm import VllmTokenEngine
 
-        return VllmTokenEngine(name, arguments=parameters)
+        check_vllm(parameters, policy, where)
+        return VllmTokenEngine(name, arguments=parameters, where=where)
     if provider in ("local", "transformers"):
         from spider_worker.engines.tokens.torch_engine import TorchTokenEngine
 
@@ -70,16 +74,30 @@ def build_teacher(
     )
 
 
+def check_vllm(arguments: Mapping[str, Any], policy: EnginePolicy, where: str) -> None:
+    """Raises NotSupported for code or folders that this worker does not let a job name among
+    vLLM's ``arguments``, which stand at ``where``."""
+    _check_remote_code(arguments, policy, where)
+    for name, value in vllm_options.paths_in(arguments):
+        if value not in ("auto", "vllm"):
+            local_model(value, policy, f"{where}.{name}")
+
+
 def teacher_text(teacher: TeacherConfig, *, policy: EnginePolicy) -> TokenizerText:
     """The teacher's tokenizer and template. Blocking; raises as ``load_text``."""
     named = teacher.parameters.get("tokenizer", teacher.name)
+    arguments = teacher.parameters.get("chat_template_kwargs") or {}
+    if not isinstance(arguments, Mapping):
+        raise NotSupported(
+            f"teacher.parameters.chat_template_kwargs: expected a mapping, not {arguments!r}."
+        )
     name = local_model(str(named), policy, "teacher.parameters.tokenizer")
     return load_text(
         name,
         revision=teacher.parameters.get("revision"),
         trust_remote_code=policy.allow_remote_code
         and bool(teacher.parameters.get("trust_remote_code")),
-        arguments=teacher.parameters.get("chat_template_kwargs"),
+        arguments=arguments,
         system_prompt=teacher.system_prompt,
     )
 
@@ -94,6 +112,18 @@ def signals_of(engine: TokenEngine) -> frozenset[str]:
     return frozenset(found)
 
 
+def _check_remote_code(parameters: Mapping[str, Any], policy: EnginePolicy, where: str) -> None:
+    if parameters.get("trust_remote_code") and not policy.allow_remote_code:
+        raise NotSupported(
+            f"{where}.trust_remote_code: this worker does not run code of model repositories. Its"
+            " operator can allow it with SPIDER_ALLOW_REMOTE_CODE=true."
+        )
+
+
+def _without(parameters: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name not in names}
+
+
 def _as_model(teacher: TeacherConfig, provider: str) -> ModelConfig:
     return ModelConfig(
         provider=provider,
@@ -106,7 +136,8 @@ def _as_model(teacher: TeacherConfig, provider: str) -> ModelConfig:
 
 def _tinker_key(teacher: TeacherConfig, secrets: Mapping[str, str]) -> str | None:
     if teacher.api_key_env:
-        return api_key(_as_model(teacher, "tinker"), teacher.base_url or "", secrets)
+        url = teacher.base_url or ""
+        return api_key(_as_model(teacher, "tinker"), url, secrets, where="teacher")
     return teacher.api_key or secrets.get("TINKER_API_KEY")
 
 

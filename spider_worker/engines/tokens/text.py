@@ -58,7 +58,14 @@ class TokenizerText:
 
     def _render_plain(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         texts = (str(plain_message(message).get("content") or "") for message in messages)
-        return list(self._tokenizer.encode("\n\n".join(texts), add_special_tokens=True))
+        text = "\n\n".join(texts)
+        bare = list(self._tokenizer.encode(text, add_special_tokens=False))
+        whole = list(self._tokenizer.encode(text, add_special_tokens=True))
+        # What it would end a text with is left out: the text is to go on.
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return whole[: start + len(bare)]
+        return bare
 
 
 def load_text(
@@ -81,7 +88,7 @@ def load_text(
         options["revision"] = revision
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # tokenizers raises no class of its own for a broken file
         raise EngineUnavailable(
             f"the tokenizer of {name!r} cannot be loaded ({error}). Check the name, the revision"
             " and HF_TOKEN; a teacher served under another name says where its tokenizer is with"

@@ -17,7 +17,7 @@ from spider_sdk.config.model import (
     SourceConfig,
     TeacherConfig,
 )
-from spider_sdk.errors import AuthError, FatalJobError, NotSupported
+from spider_sdk.errors import AuthError, EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.engines import registry, vllm_options
 from spider_worker.engines.registry import EnginePolicy, build_engine, check_engine, engine_key
 
@@ -59,6 +59,7 @@ def test_a_student_checkpoint_is_refused_by_name() -> None:
         ("transformers", {"temperature": "hot"}, "temperature"),
         ("transformers", {"top_p": 1.5}, "top_p"),
         ("transformers", {"logprobs": 1}, "logprobs"),
+        ("openai", {"top_logprobs": 5}, "kept in no record"),
     ],
 )
 def test_generation_parameters_are_refused(
@@ -194,6 +195,16 @@ def test_engines_are_shared_by_what_they_load() -> None:
     assert key != engine_key(model, GENERATION, {"HF_TOKEN": "hf_a"})
     assert not registry.outlives_job(_model())
     assert registry.outlives_job(model)
+
+
+def test_a_gpu_that_is_not_here_is_missed_when_the_job_is_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineUnavailable, match="no GPU"):
+        check_engine(_model("transformers", parameters={"device": "cuda"}), GENERATION, policy=OPEN)
 
 
 def test_a_key_goes_to_no_server_that_it_was_not_meant_for() -> None:
