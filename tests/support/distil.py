@@ -74,7 +74,7 @@ class Run:
         folder: Path,
         models: Models,
         *,
-        rows: int = 26,
+        rows: int | list[dict[str, Any]] = 26,
         changes: Mapping[str, Callable[[Any], Any]] | None = None,
         **sections: Any,
     ) -> None:
@@ -89,10 +89,12 @@ class Run:
         self.ctx: LocalContext
 
     def parts(self) -> Parts:
-        rows = [
-            {"question": f"count {n} and {n + 3}", "kind": "even" if n % 2 == 0 else "odd"}
-            for n in range(self._rows)
-        ]
+        rows = self._rows
+        if isinstance(rows, int):
+            rows = [
+                {"question": f"count {n} and {n + 3}", "kind": "even" if n % 2 == 0 else "odd"}
+                for n in range(rows)
+            ]
         parts = dataclasses.replace(
             real_parts(self._settings), source=lambda ctx: InMemorySource(rows), save_pace=1e9
         )
