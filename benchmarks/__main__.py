@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import bench_fleet, bench_job
+from benchmarks import bench_fleet, bench_job, bench_tinker_parity
 from benchmarks.report import Figure, table
 
 OUT = Path(__file__).parent / "out"
@@ -40,11 +40,47 @@ def vllm() -> list[Figure]:
     return [Figure(name, measured["median_ratio"], 0.97, detail=measured)]
 
 
+def alignment() -> list[Figure]:
+    measured = json.loads(_module("benchmarks.bench_alignment"))
+    name = "alignment of 10,000 tokens: tokens/s over the teacher's encode, the least of four pairs"
+    return [
+        Figure(name, measured["ratio"], 1.0, detail=measured),
+        Figure("  time at 20,000 over time at 10,000, the most", measured["growth"], 2.5,
+               at_least=False),
+    ]  # fmt: skip
+
+
+def training() -> list[Figure]:
+    """Speed and overhead of the local trainer's steps beside TRL's GOLD."""
+    measured = json.loads(_module("benchmarks.bench_onpolicy", "speed"))["speed"]
+    name = "training: tokens trained a second over TRL's GOLD, median of three rounds"
+    return [
+        Figure(name, measured["median_ratio"], 2.0, detail=measured),
+        Figure("  the same with sampled log-probabilities alone", measured["median_ratio_sampled"]),
+        Figure("  a step's time over its calls'", measured["median_overhead"], 1.05,
+               at_least=False),
+    ]  # fmt: skip
+
+
+def quality() -> list[Figure]:
+    measured = json.loads(_module("benchmarks.bench_onpolicy", "quality"))["quality"]
+    name = "training: held-out accuracy less GOLD's after as many tokens, five seeds, in SE"
+    return [Figure(name, measured["gaps_in_standard_errors"]["ours"], -1.0, detail=measured)]
+
+
+def tinker() -> list[Figure]:
+    return bench_tinker_parity.figures(json.loads(_module("benchmarks.bench_tinker_parity")))
+
+
 BENCHMARKS: dict[str, Callable[[], Sequence[Figure]]] = {
     "openai": bench_job.clean,
     "faults": bench_job.faults,
     "vllm": vllm,
     "free-engine": free_engine,
+    "alignment": alignment,
+    "training": training,
+    "quality": quality,
+    "tinker": tinker,
     "latency": bench_fleet.latency,
     "kill": bench_job.kill_at_half,
 }
