@@ -21,12 +21,13 @@ class WholeMap:
         mapped = image[:width]
         columns = np.flatnonzero((mapped >= 0) & told[mapped])
         columns = columns[np.argsort(mapped[columns], kind="stable")]
-        self.ids, starts, counts = np.unique(mapped[columns], return_index=True, return_counts=True)
-        #: The first column of every target; the second of those that have two; and so on.
-        self._layers = [
-            (np.flatnonzero(counts > rank), columns[starts[counts > rank] + rank])
-            for rank in range(counts.max(initial=0))
-        ]
+        self.ids, starts = np.unique(mapped[columns], return_index=True)
+        # Most targets are of one column, and sums of one cost as much as others: the first columns
+        # are taken as they are, and only what is beside them is summed.
+        self._first, self._others = columns[starts], np.delete(columns, starts)
+        images = np.searchsorted(self.ids, mapped[self._others])
+        self._runs = np.flatnonzero(np.diff(images, prepend=-1))
+        self._summed = images[self._runs]
         self._known = np.zeros(len(told) + 1, dtype=bool)  # the last: tokens beyond the vocabulary
         self._known[self.ids] = True
 
@@ -42,7 +43,7 @@ class WholeMap:
         if not positions.size:
             return positions, ids, np.zeros(ids.shape, np.float32)
         table = logprobs[rows]
-        summed = np.zeros(ids.shape, np.float32)
-        for targets, columns in self._layers:
-            summed[:, targets] += np.exp(table.take(columns, axis=1))
-        return positions, ids, summed
+        probs = np.exp(table.take(self._first, axis=1))
+        others = np.exp(table.take(self._others, axis=1))
+        probs[:, self._summed] += np.add.reduceat(others, self._runs, axis=1)
+        return positions, ids, probs

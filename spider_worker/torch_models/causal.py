@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from spider_sdk.errors import EngineUnavailable, NotSupported
+from spider_worker.torch_models.lean import LeanModel
 
 _FLAWS: Final = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
@@ -38,8 +39,21 @@ class CausalModel:
         #: Whether a batch may hold prompts of several lengths under a mask of our own.
         self.takes_masks = self.config._attn_implementation == "sdpa" and full and not sliding
 
-        #: Whether ``steps.LeanSteps`` serve it; ``load_model`` finds out.
-        self.lean = False
+        #: Whether ``lean`` may be asked for; ``load_model`` finds out.
+        self.may_be_lean = False
+        self._lean: LeanModel | None = None
+
+    @property
+    def lean(self) -> LeanModel | None:
+        """The model as it is now, laid out for few calls, for inference; None where that cannot
+        be. It is made once, until ``changed``."""
+        if self._lean is None and self.may_be_lean and LeanModel.fits(self.module):
+            self._lean = LeanModel(self.module)
+        return self._lean if self.may_be_lean else None
+
+    def changed(self) -> None:
+        """To be called after each change of the weights."""
+        self._lean = None
 
     def hidden(self, ids: torch.Tensor, **options: Any) -> torch.Tensor:
         """(B, T) token ids to (B, T, H) hidden states. Rows of several lengths are padded on the
@@ -103,7 +117,8 @@ def load_model(name: str, parameters: Mapping[str, Any], *, where: str) -> Causa
         module, name=name, context=min(longest, parameters.get("max_model_len", longest))
     )
     model.check()
-    model.lean = is_lean(model)
+    model.may_be_lean = is_lean(model)
+    model.changed()  # what the trial made is not wanted yet
     return model
 
 

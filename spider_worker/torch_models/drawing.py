@@ -48,13 +48,13 @@ def draw(
         logits = logits / params.temperature
     if params.top_k > 0 or params.top_p < 1:
         logits = _filtered(logits, params)
-    logprobs = logits.log_softmax(dim=1)
+    probs = logits.softmax(dim=1)
     # float64: in float32 the sum over a large vocabulary would swallow its tail.
-    cumulative = logprobs.exp().cumsum(dim=1, dtype=torch.float64)
+    cumulative = probs.cumsum(dim=1, dtype=torch.float64)
     sought = numbers.clamp(max=_BELOW_ONE).unsqueeze(1) * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, sought, right=True)
     tokens.clamp_(max=logits.shape[1] - 1)  # logits that are NaN; the caller sees it in logprobs
-    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+    return tokens.squeeze(1), probs.gather(1, tokens).squeeze(1).log()
 
 
 def _filtered(logits: torch.Tensor, params: SampleParams) -> torch.Tensor:

@@ -36,15 +36,21 @@ def preceding(
     sequences: Sequence[Ids | NDArray[np.int64]],
     positions: Sequence[NDArray[np.int64]],
 ) -> torch.Tensor:
-    """(P, H): the hidden state before each of ``positions`` (from 1), sequence by sequence."""
-    padded = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
-    for row, tokens in enumerate(sequences):
-        padded[row, : len(tokens)] = tokens
-    hidden = model.hidden(torch.from_numpy(padded).to(model.device))
+    """(P, H): the hidden state before each of ``positions`` (from 1), sequence by sequence. What
+    stands behind the last of them is not run."""
+    ends = [int(at.max(initial=1)) for at in positions]
+    width = max(ends)
+    padded = np.zeros((len(sequences), width), np.int64)
+    for row, (tokens, end) in enumerate(zip(sequences, ends, strict=True)):
+        padded[row, :end] = tokens[:end]
     rows = np.repeat(np.arange(len(sequences)), [len(at) for at in positions])
-    columns = np.concatenate(positions) - 1
-    device = model.device
-    return hidden[torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)]
+    places = rows * width + np.concatenate(positions) - 1
+    wanted = torch.from_numpy(places).to(model.device)
+    ids = torch.from_numpy(padded).to(model.device)
+    lean = model.lean if torch.is_inference_mode_enabled() else None
+    if lean is not None:
+        return lean.hidden(ids, wanted)
+    return model.hidden(ids).flatten(0, 1)[wanted]
 
 
 def chunks(count: int, vocabulary: int) -> Iterator[slice]:

@@ -38,7 +38,7 @@ def build_teacher(
         _refuse_all(_without(teacher.parameters, _REMOTE_TEXT), where, "the Tinker service")
         return TinkerTokenEngine(
             teacher.name,
-            base_url=teacher.base_url,
+            base_url=teacher.base_url or secrets.get("TINKER_BASE_URL"),
             api_key=_tinker_key(teacher, secrets),
             allow_private=policy.allow_private_urls,
         )

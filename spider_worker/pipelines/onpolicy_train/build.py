@@ -79,9 +79,10 @@ def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Traine
             model.name,
             lora_rank=options.lora_rank,
             seed=seed,
-            base_url=model.base_url,
+            base_url=model.base_url or ctx.secrets.get("TINKER_BASE_URL"),
             api_key=_tinker_key(ctx),
             parameters=model.parameters,
+            allow_private=policy.allow_private_urls,
         )
     if model.provider not in ("local", "transformers", "vllm"):
         raise NotSupported(

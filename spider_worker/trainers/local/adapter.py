@@ -8,7 +8,7 @@ import contextlib
 import copy
 import importlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,7 @@ import torch
 
 from spider_sdk.errors import EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.torch_models.causal import CausalModel
-
-MERGED_BYTES: Final = 4 << 30
-"""Up to so many bytes of merged weights are kept beside the base's."""
+from spider_worker.trainers.local.merged import Exchange, merge, swapped
 
 _NAME: Final = "default"  # PEFT's own name of an adapter that has none
 
@@ -64,7 +62,8 @@ class Adapter:
             name: by_address[tensor.data_ptr()] for name, tensor in sorted(state.items())
         }
         self.targets = tuple(sorted(self._config.target_modules))
-        self._merged: list[_Swap] | None = None
+        self._merged: list[Exchange] | None = None
+        model.changed()
 
     @property
     def _config(self) -> Any:
@@ -73,41 +72,21 @@ class Adapter:
     def changed(self) -> None:
         """To be called after each change of ``weights``: what was merged is stale."""
         self._merged = None
+        self._model.changed()
 
-    @contextlib.contextmanager
-    def merged(self) -> Iterator[CausalModel]:
-        """The model with the adapter in its weights, where that is exact to float32's rounding
-        and memory allows; otherwise as it is. The base's own tensors are put back afterwards,
-        not computed back. For inference alone, on one thread."""
+    def merged(self) -> contextlib.AbstractContextManager[None]:
+        """While entered, the model has the adapter in its weights, where that is exact to float32's
+        rounding and memory allows; otherwise it is as it is. For inference, on one thread."""
+        return swapped(self._exchanges(), train=False)
+
+    def trained(self) -> contextlib.AbstractContextManager[None]:
+        """As ``merged``, for a step that trains the adapter: gradients go to ``weights``."""
+        return swapped(self._exchanges(), train=True)
+
+    def _exchanges(self) -> list[Exchange]:
         if self._merged is None:
-            self._merged = self._merge()
-        for swap in self._merged:
-            swap.apply()
-        try:
-            yield self._model
-        finally:
-            for swap in reversed(self._merged):
-                swap.undo()
-
-    @torch.no_grad()
-    def _merge(self) -> list[_Swap]:
-        swaps = []
-        size = 0
-        for parent in self._model.module.modules():
-            for name, layer in parent.named_children():
-                if _NAME not in getattr(layer, "lora_A", ()):
-                    continue
-                base = layer.get_base_layer()
-                if not isinstance(base, torch.nn.Linear) or base.weight.dtype != torch.float32:
-                    return []  # in bfloat16 a merged weight would lose most of a small change
-                weight = base.weight
-                size += weight.numel() * weight.element_size()
-                if size > MERGED_BYTES:
-                    return []
-                merged = weight + layer.get_delta_weight(_NAME)
-                parameter = torch.nn.Parameter(merged, requires_grad=False)
-                swaps.append(_Swap(parent, name, layer, base, parameter))
-        return swaps
+            self._merged = merge(self._model.module, _NAME)
+        return self._merged
 
     def load(self, weights: Mapping[str, torch.Tensor], origin: str) -> None:
         """Take these values. Raises FatalJobError unless names and shapes are the adapter's;
@@ -190,25 +169,6 @@ def _peft() -> Any:
             f"The local trainer needs the package peft, which does not import here ({error}): "
             "install the worker with the extra onpolicy."
         ) from error
-
-
-class _Swap:
-    """A LoRA layer exchanged for its base layer with ``weight`` in it."""
-
-    def __init__(
-        self, parent: Any, name: str, layer: Any, base: Any, weight: torch.nn.Parameter
-    ) -> None:
-        self._parent, self._name, self._layer, self._base = parent, name, layer, base
-        self._merged, self._own = weight, base.weight
-
-    def apply(self) -> None:
-        # The parameter is exchanged and not its data: it may be tied to another module's.
-        self._base.weight = self._merged
-        self._parent._modules[self._name] = self._base
-
-    def undo(self) -> None:
-        self._parent._modules[self._name] = self._layer
-        self._base.weight = self._own
 
 
 def _same_model(one: str, other: str) -> bool:

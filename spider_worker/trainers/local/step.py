@@ -12,6 +12,7 @@ __all__ = ["forward_backward", "logprobs"]
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +89,8 @@ def _chunk(
         clip_high=loss.clip_high,
     )
     for dense in batch.dense:
-        here = (dense.rows >= part.start) & (dense.rows < part.stop)
-        if bool(here.any()):
+        here = dense.within(part)
+        if here.start < here.stop:
             objective = losses.jsd if dense.objective == "jsd" else losses.cross_entropy
             rows = logits[dense.rows[here] - part.start]
             term = term + objective(rows, dense.ids[here], dense.probs[here], dense.weights[here])
@@ -97,19 +98,25 @@ def _chunk(
 
 
 def _gather(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return chosen - logits.logsumexp(dim=1)
+    return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Dense:
-    """Targets of one objective in a batch; ``rows`` (R,) are indices of its positions."""
+    """Targets of one objective in a batch; ``rows`` (R,) are indices of its positions, ascending,
+    and ``places`` the same for Python."""
 
     objective: str
+    places: NDArray[np.int64]
     rows: torch.Tensor
     ids: torch.Tensor  # (R, K)
     probs: torch.Tensor  # (R, K)
     weights: torch.Tensor  # (R,)
+
+    def within(self, part: slice) -> slice:
+        """Which of them are of the positions ``part``."""
+        first, last = np.searchsorted(self.places, (part.start, part.stop))
+        return slice(int(first), int(last))
 
 
 class _Batch:
@@ -190,22 +197,22 @@ def _dense(
     for objective, parts in sorted(found.items()):
         targets = [datum.targets for _, datum in parts if datum.targets is not None]
         widest = max(target.ids.shape[1] for target in targets)
-        spare = [(0, widest - target.ids.shape[1]) for target in targets]
-        ids = [
-            np.pad(target.ids, ((0, 0), gap), constant_values=-1)
-            for target, gap in zip(targets, spare, strict=True)
-        ]
-        probs = [
-            np.pad(target.probs, ((0, 0), gap)) for target, gap in zip(targets, spare, strict=True)
-        ]
         arrays = (
             [rows for rows, _ in parts],
-            ids,
-            probs,
+            [_widened(target.ids, widest, -1) for target in targets],
+            [_widened(target.probs, widest, 0) for target in targets],
             [target.weights for target in targets],
         )
-        joined = [torch.from_numpy(np.concatenate(array)).to(device) for array in arrays]
-        yield _Dense(objective, *joined)
+        joined: list[NDArray[Any]] = [np.concatenate(array) for array in arrays]
+        if (np.diff(joined[0]) < 0).any():
+            order = np.argsort(joined[0], kind="stable")
+            joined = [one[order] for one in joined]
+        yield _Dense(objective, joined[0], *(torch.from_numpy(one).to(device) for one in joined))
+
+
+def _widened(table: NDArray[Any], width: int, filling: int) -> NDArray[Any]:
+    spare = width - table.shape[1]
+    return np.pad(table, ((0, 0), (0, spare)), constant_values=filling) if spare else table
 
 
 @contextlib.contextmanager

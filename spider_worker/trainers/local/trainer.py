@@ -133,9 +133,13 @@ class LocalTrainer:
     async def forward(self, data: Sequence[Datum]) -> list[NDArray[np.float32]]:
         from spider_worker.trainers.local import step
 
-        model, _ = self._started()
-        tokens = self._micro_batch_tokens
-        return await self._run(lambda: step.logprobs(model, data, batch_tokens=tokens))
+        model, adapter = self._started()
+
+        def forward() -> list[NDArray[np.float32]]:
+            with adapter.merged():
+                return step.logprobs(model, data, batch_tokens=self._micro_batch_tokens)
+
+        return await self._run(forward)
 
     async def forward_backward(self, data: Sequence[Datum], loss: Loss) -> ForwardBackward:
         from spider_worker.trainers.local import step
@@ -144,16 +148,19 @@ class LocalTrainer:
             raise NotSupported(
                 f"loss_fn: {loss.name!r} is not known; use one of {', '.join(_LOSSES)}."
             )
-        model, _ = self._started()
-        return await self._run(
-            lambda: step.forward_backward(
-                model,
-                data,
-                loss,
-                batch_tokens=self._micro_batch_tokens,
-                checkpointing=self._parameters.get("gradient_checkpointing", False),
-            )
-        )
+        model, adapter = self._started()
+
+        def both() -> ForwardBackward:
+            with adapter.trained():
+                return step.forward_backward(
+                    model,
+                    data,
+                    loss,
+                    batch_tokens=self._micro_batch_tokens,
+                    checkpointing=self._parameters.get("gradient_checkpointing", False),
+                )
+
+        return await self._run(both)
 
     async def optim_step(self, adam: AdamParams) -> Mapping[str, float]:
         self._started()
@@ -264,8 +271,8 @@ class LocalTrainer:
                     "This sampler is stale: the weights have changed since. Ask the trainer for "
                     "its sampler after each step."
                 )
-            with adapter.merged() as merged:
-                yield merged
+            with adapter.merged():
+                yield model
 
         return ModelEngine(
             lease,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 __all__ = ["evaluate"]
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,8 @@ def evaluate(
     loss: Loss, data: Sequence[Datum], logprobs: Sequence[NDArray[np.float32]]
 ) -> tuple[float, list[NDArray[np.float32]]]:
     """The loss, a sum over tokens, at ``logprobs``, (N,) for each datum; and its slope,
-    −∂loss/∂log p of each token, 0 outside the mask.
+    −∂loss/∂log p of each token, 0 outside the mask. A loss beyond float32 is infinite: the service
+    computes in no more.
 
     A loss whose advantages are the slopes and whose old log-probabilities are the present ones has
     the same gradient under ``importance_sampling``: its ratio is 1, so each token's term is
@@ -41,7 +43,10 @@ def evaluate(
         clip_high=loss.clip_high,
     )
     (gradient,) = torch.autograd.grad(total, values)
+    value = float(total.detach())
+    if abs(value) > np.finfo(np.float32).max:
+        value = math.copysign(math.inf, value)
     with np.errstate(over="ignore"):  # of a loss that is not finite, which nobody trains on
         slopes = (-gradient).numpy().astype(np.float32)
     ends = np.cumsum([len(datum.tokens) for datum in data])
-    return float(total.detach()), np.split(slopes, ends[:-1])
+    return value, np.split(slopes, ends[:-1])

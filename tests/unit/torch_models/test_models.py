@@ -13,7 +13,7 @@ import torch
 from spider_sdk.errors import FatalJobError, NotSupported
 from spider_worker.engines.tokens.torch_engine import TorchTokenEngine
 from spider_worker.tokens import SampleParams
-from spider_worker.torch_models import steps
+from spider_worker.torch_models import lean
 from spider_worker.torch_models.causal import load_model
 from spider_worker.torch_models.decoding import Row, decode
 from spider_worker.torch_models.drawing import uniforms
@@ -82,7 +82,7 @@ def test_samples_and_scores_are_the_models(tmp_path: Path, family: str, attentio
 
 
 @pytest.mark.parametrize(
-    ("family", "parameters", "lean"),
+    ("family", "parameters", "fits"),
     [
         ("Llama", {}, True),
         ("Qwen2", {}, True),
@@ -94,15 +94,15 @@ def test_samples_and_scores_are_the_models(tmp_path: Path, family: str, attentio
     ],
 )
 def test_lean_steps_serve_whom_they_fit_and_change_nothing(
-    tmp_path: Path, family: str, parameters: dict[str, Any], lean: bool
+    tmp_path: Path, family: str, parameters: dict[str, Any], fits: bool
 ) -> None:
     model = load_model(str(make(tmp_path, family)), parameters, where="model.parameters")
-    assert model.lean is lean
+    assert (model.lean is not None) is fits
     prompts = [(5, 9, 30)] * 3 + ([(5, 9, 30, 41, 8, 17)] * 3 if model.takes_masks else [])
     rows = [Row(p, 20, uniforms(p, 1, number, 20)) for number, p in enumerate(prompts)]
     params = SampleParams(20, stop=tuple(range(40, 44)))
     found = decode(model, rows, params)
-    model.lean = False
+    model.may_be_lean = False
     for one, other in zip(found, decode(model, rows, params), strict=True):
         assert one.tokens == other.tokens
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
@@ -112,9 +112,9 @@ def test_lean_steps_that_disagree_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make(tmp_path, "Llama")
-    norm = steps._norm
-    monkeypatch.setattr(steps, "_norm", lambda *a: norm(*a) * 1.01)
-    assert not load_model(str(folder), {}, where="model.parameters").lean
+    normed = lean._normed
+    monkeypatch.setattr(lean, "_normed", lambda *a: normed(*a) * 1.01)
+    assert load_model(str(folder), {}, where="model.parameters").lean is None
 
 
 def test_logits_made_in_a_way_that_is_not_known_are_refused(
