@@ -44,7 +44,7 @@ def evaluate(
     )
     (gradient,) = torch.autograd.grad(total, values)
     value = float(total.detach())
-    if abs(value) > np.finfo(np.float32).max:
+    if abs(value) > float(np.finfo(np.float32).max):
         value = math.copysign(math.inf, value)
     with np.errstate(over="ignore"):  # of a loss that is not finite, which nobody trains on
         slopes = (-gradient).numpy().astype(np.float32)
