@@ -57,6 +57,7 @@ class RunnerHandle:
         self._turn = 0  #: counts the jobs served
         self._secrets: list[Mapping[str, str]] = []  #: of all of them: lines come late
         self._log: IO[bytes] | None = None
+        self._pumped = False  #: the runner's output has ended: nobody would close another log
         self._grace = DEFAULT_GRACE
         self._cancelled_at: float | None = None
         self._gone = threading.Event()
@@ -111,8 +112,10 @@ class RunnerHandle:
             self._cancelled_at, self._grace = None, DEFAULT_GRACE
             if self._log is not None:
                 self._log.close()
-            path = self._fleet.artifacts.log_file(job_id, self.holder)
-            self._log = path.open("ab", buffering=0)
+                self._log = None
+            if not self._pumped:
+                path = self._fleet.artifacts.log_file(job_id, self.holder)
+                self._log = path.open("ab", buffering=0)
 
     def give(self, claim: Claim, **fields: object) -> None:
         """Hand a claimed unit over; its lease is kept from here on."""
@@ -241,6 +244,7 @@ class RunnerHandle:
                 logger.warning("a line of %s is lost: %s", self.holder, error)
         self.process.stdout.close()
         with self._lock:
+            self._pumped = True
             if self._log is not None:
                 self._log.close()
                 self._log = None

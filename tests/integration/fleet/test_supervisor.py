@@ -306,3 +306,15 @@ def test_a_claim_outlives_the_end_of_an_idle_runner(
     fleet.reaper.sweep()
     assert expiry() > first
     assert not fleet.units.beat(job, [claim]).lost
+
+
+def test_a_runner_that_is_gone_before_its_job_begins_leaves_no_log_open(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    supervisor = Supervisor(
+        fleet, settings(tmp_path, python_offline_gen=script(tmp_path, "exit 0"))
+    )
+    handle = supervisor._start(Queue.OFFLINE_GEN, "holder", Devices())
+    eventually(lambda: handle._pumped, "the end of its output")
+    handle.begin(submit(fleet), {})
+    assert handle._log is None
