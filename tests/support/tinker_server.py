@@ -43,7 +43,14 @@ _BACKEND = {
 _UV = """#!/bin/sh
 while [ "$1" != -m ]; do shift; done
 case "$2" in
-    *.api) "$SPIDER_TINKER_PYTHON" "$@" ;;  # not exec: it looks at who started it
+    *.api)
+        "$SPIDER_TINKER_PYTHON" "$@" &  # not exec: it looks at who started it
+        while kill -0 $! 2>/dev/null; do
+            # With whoever started the server its engine ends, too.
+            kill -0 "$SPIDER_TINKER_STARTER" 2>/dev/null || kill -9 0
+            sleep 1
+        done
+        ;;
     *) exec "$SPIDER_TINKER_PYTHON" "$@" ;;
 esac
 """
@@ -120,6 +127,7 @@ class ServerProcess(TinkerServer):
             **{k: v for k, v in os.environ.items() if not k.startswith(("TX_", "PYTHONPATH"))},
             "PATH": f"{uv.parent}{os.pathsep}{os.environ['PATH']}",
             "SPIDER_TINKER_PYTHON": str(self._installation.python),
+            "SPIDER_TINKER_STARTER": str(os.getpid()),
             "JAX_PLATFORMS": "cpu",
             # Compiling takes most of the time, the first time.
             "JAX_COMPILATION_CACHE_DIR": str(cache),
