@@ -105,6 +105,8 @@ def merge(module: torch.nn.Module, name: str) -> list[Exchange]:
     for parent in module.modules():
         children: Any = parent.named_children()
         for place, layer in children:
+            if name in getattr(layer, "lora_embedding_A", ()):
+                return []
             if name not in getattr(layer, "lora_A", ()):
                 continue
             base = layer.get_base_layer()

@@ -40,18 +40,27 @@ def make(folder: Path, family: str) -> Path:
         sizes |= {"sliding_window": 4, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}
     if family == "Mistral":  # a sliding window in every layer
         sizes |= {"sliding_window": 4}
+    if family == "Llama":  # biases everywhere
+        sizes |= {"attention_bias": True, "mlp_bias": True}
+    if family == "Qwen3":  # several heads of keys
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     if family == "GPT2":  # learned positions
         sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
                  "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
     config = getattr(transformers, f"{family}Config")(**sizes, pad_token_id=0)
     name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     torch.manual_seed(0)
-    getattr(transformers, name)(config).save_pretrained(folder)
+    model = getattr(transformers, name)(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:  # norms begin with ones and biases with zeros, which hide a lot
+                weight.add_(0.3 * torch.randn_like(weight))
+    model.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma2", "Mistral", "GPT2"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma2", "Mistral", "GPT2"])
 def test_samples_and_scores_are_the_models(tmp_path: Path, family: str, attention: str) -> None:
     """Prompts of several lengths, rows that end early, and longer than a sliding window."""
     from transformers import AutoModelForCausalLM
@@ -86,6 +95,7 @@ def test_samples_and_scores_are_the_models(tmp_path: Path, family: str, attentio
     [
         ("Llama", {}, True),
         ("Qwen2", {}, True),
+        ("Qwen3", {}, True),
         ("Mistral", {}, False),  # a sliding window
         ("Gemma2", {}, False),
         ("GPT2", {}, False),

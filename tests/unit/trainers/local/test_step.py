@@ -127,6 +127,44 @@ def test_cutting_and_recomputing_change_nothing(
     assert not any(module.training for module in model.module.modules())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_with_the_adapter_in_their_weight_train_as_pefts_do(
+    student: tuple[CausalModel, Adapter], checkpointing: bool
+) -> None:
+    model, adapter = student
+    plain = step.forward_backward(model, DATA, Loss(), batch_tokens=10_000)
+    wanted = gradients(adapter)
+    layers = [*model.module.modules()]
+    with adapter.trained():
+        assert len([*model.module.modules()]) < len(layers)
+        merged = step.forward_backward(
+            model, DATA, Loss(), batch_tokens=10_000, checkpointing=checkpointing
+        )
+    assert [*model.module.modules()] == layers
+    assert merged.loss == pytest.approx(plain.loss, rel=1e-5)
+    for one, other in zip(merged.logprobs, plain.logprobs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    for key, gradient in gradients(adapter).items():
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "targets"),
+    [({"dtype": "bfloat16"}, "all-linear"), ({}, ["embed_tokens", "q_proj"])],
+)
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+def test_what_cannot_be_merged_trains_and_samples_as_it_is(
+    tiny_model: Path, parameters: dict[str, Any], targets: Any
+) -> None:
+    model = load_model(str(tiny_model), parameters, where="model.parameters")
+    adapter = Adapter(model, rank=4, alpha=32, targets=targets, seed=1)
+    layers = [*model.module.modules()]
+    for entered in (adapter.merged(), adapter.trained()):
+        with entered:
+            assert [*model.module.modules()] == layers
+            assert model.lean is None
+
+
 def test_checkpointing_computes_layers_twice(
     student: tuple[CausalModel, Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
