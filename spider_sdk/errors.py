@@ -27,7 +27,8 @@
         │   ├── EngineUnavailable  package, device or model missing on this worker
         │   └── NotSupported     an option that this version cannot honour, by name
         ├── RowError             one row went wrong; recorded as an error row
-        └── SandboxError         the sandbox itself (not the user's code) failed
+        ├── SandboxError         the sandbox itself (not the user's code) failed
+        └── WorkspaceError       the place where an agent or a test works could not be had
 
 An exception's docstring is its default message. To add one: put it under the
 narrowest parent that callers could want to catch, here, and draw it above.
@@ -63,6 +64,7 @@ __all__ = [
     "SpiderError",
     "Unauthorized",
     "UsageError",
+    "WorkspaceError",
 ]
 
 import dataclasses
@@ -229,3 +231,7 @@ class RowError(PipelineError):
 
 class SandboxError(PipelineError):
     """The sandbox process could not be started or broke."""
+
+
+class WorkspaceError(PipelineError):
+    """The place where an agent or a test was to work could not be made or used."""
