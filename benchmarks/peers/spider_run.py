@@ -146,6 +146,7 @@ def _job(spec: dict[str, Any], prompts: str, digest: str) -> Any:
         max_tokens=spec["max_tokens"],
         lora_rank=spec["lora_rank"],
         baseline=spec["baseline"],
+        num_substeps=spec["num_substeps"],
         token_budget=spec["token_budget"],
         epochs=spec["epochs"],
         seed=spec["seed"],
