@@ -1,4 +1,4 @@
-"""A workspace kind gives boxes: places where the commands of one instance run, and nothing else does.
+"""A workspace kind gives boxes: places where the commands of one instance, and no others, run.
 
 The same code prepares a tree, lets an agent work on it and runs its tests in every kind; only how
 a command is started differs. A box knows one folder, the tree, at a path of its own.
@@ -6,14 +6,17 @@ a command is started differs. A box knows one folder, the tree, at a path of its
 
 from __future__ import annotations
 
-__all__ = ["Box", "Finished", "Workspace"]
+__all__ = ["READ_BYTES", "Box", "Finished", "Workspace"]
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Final, Protocol
 
 from spider_worker.swe_tasks.base import Task
+
+#: Bytes that are read of a file at most where the caller does not say.
+READ_BYTES: Final = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Box(Protocol):
         self,
         command: Sequence[str],
         *,
-        timeout: float,
+        timeout: float,  # noqa: ASYNC109 - it kills, cancelling waits
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         network: bool = False,
@@ -57,6 +60,16 @@ class Box(Protocol):
 
         Processes that it leaves behind are killed. Raises WorkspaceError where it could not be
         started at all.
+        """
+
+    async def put(self, name: str, content: bytes, *, executable: bool = False) -> None:
+        """Write a file of the tree, ``name`` relative to it, in place of what is there; folders
+        above it are made. Raises WorkspaceError where it cannot be written."""
+
+    async def read(self, name: str, *, limit: int = READ_BYTES) -> bytes | None:
+        """The first ``limit`` bytes of a file of the tree; None where there is none.
+
+        No link leads out of the box. Raises WorkspaceError for what is no regular file.
         """
 
 
