@@ -74,6 +74,7 @@ def bwrap_arguments(
     network: bool = False,
     status_fd: int | None = None,
     tmp_bytes: int = _TMP_BYTES,
+    boxes: Path | None = None,
 ) -> list[str]:
     """The command line that goes before a command to run it in a box, ``--`` included.
 
@@ -82,6 +83,10 @@ def bwrap_arguments(
     and ``writable`` are pairs of a path on the host and one in the box. ``tmp_bytes`` bounds
     ``/tmp`` and the home, each. The environment is passed on as it is: give the process
     ``bwrap_environment`` and what it needs. Killing this process ends everything in the box.
+
+    ``boxes`` is for a process that shuts others in itself: all of that folder is writable, where
+    it is on the host; the tree's place is an empty folder; the network is the host's, and
+    further namespaces can be made.
     """
     arguments = [
         "bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
@@ -91,17 +96,18 @@ def bwrap_arguments(
         "--size", str(tmp_bytes), "--tmpfs", HOME,
         "--proc", "/proc", "--dev", "/dev",
     ]  # fmt: skip
-    for name in _KERNEL:
-        if os.path.exists(name):
-            arguments += ["--ro-bind", name, name]
-    if _disables_userns():
-        # Without one of its own nobody in the box gets at what the kernel checks there.
-        arguments.append("--disable-userns")
-    if not network:
+    if boxes is None:
+        for name in _KERNEL:
+            if os.path.exists(name):
+                arguments += ["--ro-bind", name, name]
+        if _disables_userns():
+            # Without one of its own nobody in the box gets at what the kernel checks there.
+            arguments.append("--disable-userns")
+    if not (network or boxes):
         arguments.append("--unshare-net")
     if status_fd is not None:
         arguments += ["--json-status-fd", str(status_fd)]
-    shown = [*_ETC, *(_NETWORK if network else ())]
+    shown = [*_ETC, *(_NETWORK if network or boxes else ())]
     for name in _SYSTEM:
         if os.path.islink(name):
             arguments += ["--symlink", os.readlink(name), name]
@@ -113,7 +119,10 @@ def bwrap_arguments(
         arguments += ["--ro-bind", os.path.realpath(name), name]
     for name in _NAMES:
         arguments += ["--ro-bind", str(folder / name), f"/etc/{name}"]
-    arguments += ["--bind", str(folder / "tree"), TREE]
+    if boxes is None:
+        arguments += ["--bind", str(folder / "tree"), TREE]
+    else:
+        arguments += ["--bind", str(boxes), str(boxes), "--dir", TREE]
     for source, target in read_only:
         arguments += ["--ro-bind", source, target]
     for source, target in writable:
