@@ -23,12 +23,7 @@ async def check_out(task: Task, tree: Path) -> None:
             f"{task.instance_id} comes as the container image {origin.ref}: only a workspace of"
             " kind docker can open that"
         )
-    source = origin.ref
-    if origin.kind in ("dir", "bundle"):
-        # Git takes what is no path that it finds for an address to fetch from.
-        source = os.path.abspath(source)
-        if not os.path.exists(source):
-            raise WorkspaceError(f"{task.instance_id}: there is no repository at {source}")
+    source = _source(task)
     # No hard links: an agent that writes to its objects would change the origin's.
     await run_git(
         "clone", "--quiet", "--no-checkout", "--no-hardlinks", "--no-tags", "--", source, str(tree),
@@ -38,6 +33,16 @@ async def check_out(task: Task, tree: Path) -> None:
     if commit is not None:
         await _have(task, commit, tree)
     await run_git("checkout", "--quiet", "--force", "--detach", commit or "HEAD", "--", cwd=tree)
+
+
+def _source(task: Task) -> str:
+    if task.origin.kind == "git":
+        return task.origin.ref
+    source = os.path.abspath(task.origin.ref)
+    # Git takes what is no path that it finds for an address to fetch from.
+    if not os.path.exists(source):
+        raise WorkspaceError(f"{task.instance_id}: there is no repository at {source}")
+    return source
 
 
 async def _have(task: Task, commit: str, tree: Path) -> None:
