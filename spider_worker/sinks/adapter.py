@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ["AdapterPublisher"]
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from spider_sdk.config.model import JobConfig
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_worker.sinks import front_matter
 from spider_worker.sinks.adapter_card import keep_card
-from spider_worker.sinks.hub_repo import HubRepo, Operation, RemoteFile
+from spider_worker.sinks.hub_repo import HubRepo, Operation
 
 CARD: Final = "README.md"
 #: What a run writes. Such a file of an earlier run or push that is not in this one goes, or the
@@ -105,23 +104,7 @@ class AdapterPublisher:
         additions: list[Operation] = [
             CommitOperationAdd(path, local)
             for path, local in sorted(wanted.items())
-            if not _same(local, there.get(path))
+            if path not in there or not there[path].holds(local)
         ]
         stale = sorted(path for path in there if _OURS.fullmatch(path) and path not in wanted)
         return [*additions, *map(CommitOperationDelete, stale)]
-
-
-def _same(local: Path, remote: RemoteFile | None) -> bool:
-    """Whether what stands there is that file. Which of its two hashes the Hub tells depends on how
-    it keeps the file."""
-    size = local.stat().st_size
-    if remote is None or remote.size != size:
-        return False
-    if remote.sha256 is not None:
-        with local.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with local.open("rb") as file:
-        while block := file.read(1 << 20):
-            blob.update(block)
-    return blob.hexdigest() == remote.git_id

@@ -9,13 +9,13 @@ may be done with generated text depends on the teacher's terms and on the source
 
 from __future__ import annotations
 
-__all__ = ["CardFacts", "check_card", "data_folder", "render_card"]
+__all__ = ["CardFacts", "check_card", "config_front_matter", "data_folder", "render_card"]
 
 import dataclasses
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
 import yaml
@@ -122,16 +122,36 @@ def render_card(
     front, body = front_matter.split(existing or "", "dataset")
     if not body.strip():
         body = f"# {repo_id.split('/')[-1]}\n"
-    ours = _own_front_matter(front, facts, config=config, split=split, rows=rows)
+    ours = config_front_matter(
+        front,
+        config=config,
+        split=split,
+        rows=rows,
+        about={"version": facts.version, "teacher": facts.teacher, "source": facts.dataset},
+        tags=TAGS,
+        source=facts.dataset if facts.hub_dataset else None,
+    )
     section = _section(facts, config, rows, counts, json_columns)
     edited = front_matter.edit(front, ours)
     return f"---\n{edited}---\n{front_matter.with_section(body, config, section)}"
 
 
-def _own_front_matter(
-    text: str, facts: CardFacts, *, config: str, split: str, rows: int
+def config_front_matter(
+    text: str,
+    *,
+    config: str,
+    split: str,
+    rows: int,
+    about: Mapping[str, Any],
+    tags: Iterable[str],
+    source: str | None,
 ) -> dict[str, Any]:
-    """The new values of the keys that are ours; None removes one."""
+    """The new values of the keys that are ours, for ``front_matter.edit``; None removes one.
+
+    ``text`` is the front matter as it stands: other configurations stay in it. ``about`` is what
+    ``spider`` says of this one besides its ``rows``. ``source`` is the data set that it was made
+    from, None where that is not on the Hub.
+    """
     front = yaml.safe_load(text) or {}
     configs = [c for c in _entries(front, "configs") if c.get("config_name", "default") != config]
     if rows:
@@ -143,22 +163,17 @@ def _own_front_matter(
     infos = [info for info in infos if info.get("config_name", "default") != config]
     made = front.get("spider")
     made = dict(made) if isinstance(made, dict) else {}
-    made[config] = {
-        "version": facts.version,
-        "teacher": facts.teacher,
-        "source": facts.dataset,
-        "rows": rows,
-    }
+    made[config] = {**about, "rows": rows}
     total = sum(int(one.get("rows") or 0) for one in made.values() if isinstance(one, dict))
     ours = {
         "configs": configs or None,
         "dataset_info": infos or None,
-        "tags": front_matter.with_names(text, "tags", TAGS),
+        "tags": front_matter.with_names(text, "tags", tags),
         "size_categories": [_size_category(total)],
         "spider": made,
     }
-    if facts.hub_dataset:
-        ours["source_datasets"] = front_matter.with_names(text, "source_datasets", [facts.dataset])
+    if source is not None:
+        ours["source_datasets"] = front_matter.with_names(text, "source_datasets", [source])
     return ours
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 __all__ = ["CommitUnsettled", "HubRepo", "RemoteFile"]
 
 import dataclasses
+import hashlib
 import re
 import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from huggingface_hub import (
@@ -74,10 +76,24 @@ class RemoteFile:
     sha256: str | None
     git_id: str | None = None
 
+    def holds(self, local: Path) -> bool:
+        """Whether it has the content of that file."""
+        size = local.stat().st_size
+        if self.size != size:
+            return False
+        with local.open("rb") as file:
+            if self.sha256 is not None:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+            blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+            while block := file.read(1 << 20):
+                blob.update(block)
+        return blob.hexdigest() == self.git_id
+
 
 class HubRepo:
     """``repo_type`` is ``dataset`` or ``model``. ``endpoint`` None: HF_ENDPOINT or the public Hub.
-    ``sleep`` takes seconds."""
+    ``sleep`` takes seconds. ``options`` is what the names of the user's options begin with in
+    messages: ``repo_id`` and ``private`` of a job's output section."""
 
     def __init__(
         self,
@@ -87,8 +103,10 @@ class HubRepo:
         repo_type: str = "dataset",
         endpoint: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        options: str = "output.hf.",
     ) -> None:
         self.repo_id = repo_id
+        self._options = options
         self.repo_type = repo_type
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token = token
@@ -128,9 +146,9 @@ class HubRepo:
             raise self.explain(error, "look at the repository") from error
         if private and info.private is False:
             raise FatalJobError(
-                f"output.hf.private is true, but the {self._what} already exists on "
-                "the Hub and is public; make it private there, choose another repo_id, or set "
-                "private: false"
+                f"{self._options}private is true, but the {self._what} already exists on "
+                "the Hub and is public; make it private there, choose another "
+                f"{self._options}repo_id, or set {self._options}private: false"
             )
 
     def _create(self, *, private: bool) -> None:
@@ -292,7 +310,7 @@ class HubRepo:
             return AuthError(
                 f"HF_TOKEN gives no right to write to the {self._what}: {where}. Use a "
                 "token with write access to that namespace (not a read token), or change "
-                "output.hf.repo_id"
+                f"{self._options}repo_id"
             )
         if status in _TRANSIENT:
             return PipelineError(f"The Hub {where}, after {ATTEMPTS} attempts")
