@@ -13,7 +13,7 @@ from flask_smorest import Api as SmorestApi
 from spider_api.auth import OPEN
 from spider_api.problems import MEDIA_TYPE
 from spider_api.schemas import ProblemSchema
-from spider_sdk.config.describe import job_schema
+from spider_sdk.config.describe import job_schema, swe_job_schema
 
 _METHODS: Final = frozenset({"delete", "get", "head", "options", "patch", "post", "put"})
 _VARIABLE: Final = re.compile(r"<(?:\w+:)?(\w+)>")
@@ -48,7 +48,10 @@ def describe(app: Flask, smorest: SmorestApi) -> dict[str, Any]:
     document["components"].pop("responses", None)
     schemas = document["components"]["schemas"]
     schemas["Job"] = job_schema()
-    schemas["Submit"]["properties"]["job"] = {"$ref": "#/components/schemas/Job"}
+    schemas["SweJob"] = swe_job_schema()
+    schemas["Submit"]["properties"]["job"] = {
+        "anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Job", "SweJob")]
+    }
     document["security"] = [{"key": []}]
     return document
 

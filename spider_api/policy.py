@@ -60,8 +60,13 @@ class Policy:
         )
 
     def problems(self, job: Mapping[str, Any]) -> list[Problem]:
-        """Everything in a job's document that this deployment refuses."""
-        return [*self._urls(job), *self._code(job), *self._paths(job)]
+        """Everything in a job's document that this deployment refuses, by paths as in a file."""
+        found = [*self._urls(job), *self._code(job), *self._paths(job)]
+        under = "job.swe."  # which a SWE job's keys have on the wire alone
+        return [
+            dataclasses.replace(one, path=one.path.removeprefix(under)) if "swe" in job else one
+            for one in found
+        ]
 
     # Addresses.
 
@@ -118,6 +123,9 @@ class Policy:
     # Files.
 
     def _paths(self, job: Mapping[str, Any]) -> Iterator[Problem]:
+        swe = _get(job, "swe")
+        if not _get(swe, "inputs"):
+            yield from self._name("job.swe.dataset", _get(swe, "dataset"), False)
         inputs = _get(job, "source", "inputs") or ()
         for path, value, served in _model_names(job):
             yield from self._name(path, value, served)

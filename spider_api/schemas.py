@@ -55,7 +55,10 @@ class AnyObject(fields.Dict):
 
 
 class SubmitSchema(Strict):
-    job = AnyObject(required=True, metadata=_said("The job section of a config."))
+    job = AnyObject(
+        required=True,
+        metadata=_said("The job section of a config, or a SWE job's keys under swe."),
+    )
     env = fields.Dict(
         keys=fields.String(),
         values=fields.String(),
@@ -85,6 +88,12 @@ class RetrySchema(Strict):
         values=fields.String(),
         load_default=dict,
         metadata=_said("Secrets taken anew: those of the first attempt are gone."),
+    )
+    max_budget_total = fields.Float(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(min=0, min_inclusive=False),
+        metadata=_said("US dollars; takes the place of a SWE job's. What was spent counts."),
     )
 
 

@@ -99,9 +99,11 @@ def check_quota(api: Api, owner: str) -> None:
 
 
 def _missing_inputs(inputs: InputStore, document: Mapping[str, Any]) -> Iterator[Problem]:
-    for number, item in enumerate(document.get("source", {}).get("inputs") or ()):
+    swe = document.get("swe")
+    where, data = ("inputs", swe) if swe else ("job.source.inputs", document.get("source", {}))
+    for number, item in enumerate(data.get("inputs") or ()):
         if not inputs.has(item["sha256"]):
             yield Problem(
-                f"job.source.inputs.{number}",
+                f"{where}.{number}",
                 f"{item['name']} was not uploaded: PUT it to /v1/inputs/{item['sha256']} first",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Client", "SpiderClient", "new_idempotency_key"]
 
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,22 +130,21 @@ class Client:
     ) -> Submission:
         """Submit the config's job; ``{"job_id", "status"}``.
 
-        ``job_overrides`` is merged into the ``job`` section, mapping by mapping, and what comes
-        out is checked anew. Local data is uploaded first. The request carries an
-        Idempotency-Key, so that it is safe to repeat after a 503 or a cut connection
-        (``transport`` does) and still makes one job; give ``idempotency_key`` to get the same
-        safety across calls, within 24 hours. Raises ConfigError, UsageError, Conflict.
+        ``job_overrides`` is merged into the ``job`` section (of a SWE job: into its root keys),
+        mapping by mapping, and what comes out is checked anew. Local data is uploaded first. The
+        request carries an Idempotency-Key, so that it is safe to repeat after a 503 or a cut
+        connection (``transport`` does) and still makes one job; give ``idempotency_key`` to get the
+        same safety across calls, within 24 hours. Raises ConfigError, UsageError, Conflict.
         """
         key = idempotency_key or new_idempotency_key()
         if not (key.isascii() and key.isprintable() and len(key) <= 255):
             raise UsageError("an idempotency key is up to 255 printable ASCII characters")
         ready = self._submittable(job_overrides)
-        local = localise(ready.job)
-        if local.files:
-            check_submittable(
-                parse_job(local.job)
-            )  # what files cannot have is said before they are sent
-        upload(self._transport, local.files)
+        with tempfile.TemporaryDirectory(prefix="spider-") as made:
+            local = localise(ready.job, Path(made))
+            if local.files:  # what files cannot have is said before they are sent
+                check_submittable(parse_job(local.job))
+            upload(self._transport, local.files)
         self._forwarded = ready.forwarded
         answer = self._transport.json(
             "POST",
@@ -185,17 +185,27 @@ class Client:
         answer = self._transport.json("POST", job_path(job_id, "cancel"), safe=True)
         return cast(StatusDocument, answer)
 
-    def retry_job(self, job_id: str, env: Mapping[str, str] | None = None) -> StatusDocument:
-        """Run the missing and errored rows of an ended job.
+    def retry_job(
+        self,
+        job_id: str,
+        env: Mapping[str, str] | None = None,
+        *,
+        max_budget_total: float | None = None,
+    ) -> StatusDocument:
+        """Run the missing and errored rows of an ended job, or those instances of a SWE job.
 
         Its secrets were deleted when it ended: with ``env`` None, those that the job needs are
-        forwarded again by name, as at submission. Raises Conflict where the job still runs or
-        nothing is left to do.
+        forwarded again by name, as at submission. ``max_budget_total`` (US dollars; None: as it
+        is) takes the place of a SWE job's, and what was spent counts towards it. Raises Conflict
+        where the job still runs or nothing is left to do.
         """
         if env is None:
             env = needed_for(self.get_job_status(job_id)["job"], self.config, self._env)
         self._forwarded = tuple(sorted(env))
-        answer = self._transport.json("POST", job_path(job_id, "retry"), json={"env": dict(env)})
+        body: dict[str, Any] = {"env": dict(env)}
+        if max_budget_total is not None:
+            body["max_budget_total"] = max_budget_total
+        answer = self._transport.json("POST", job_path(job_id, "retry"), json=body)
         return cast(StatusDocument, answer)
 
     # Following.

@@ -4,23 +4,24 @@ A worker opens no path that a job names, so what ``source.dataset`` names on thi
 (or ``source.options.data_files``, where ``dataset`` is a format such as ``json``; beside a
 data set of the Hub they are files of its repository) travels as an *input*: the file's SHA-256
 is its name on the server, and ``source.inputs`` in the job lists ``{"name", "sha256"}``.
-Relative paths are taken from the working directory, as ``load_dataset`` does.
+Relative paths are taken from the working directory, as ``load_dataset`` does. What a SWE job's
+``dataset`` names is ``swe_inputs``' matter.
 """
 
 from __future__ import annotations
 
 __all__ = ["LocalFile", "Localised", "localise", "upload"]
 
-import dataclasses
 import glob
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from spider_sdk import swe_inputs
 from spider_sdk.errors import ApiError, ConfigError, Problem
+from spider_sdk.localfiles import LocalFile, Localised, hashed
 from spider_sdk.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -35,30 +36,16 @@ COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 SPLITS = frozenset({"train", "validation", "test"})
 
 
-@dataclasses.dataclass(frozen=True)
-class LocalFile:
-    """A file to upload. ``name`` has no folder in it; ``size`` is in bytes."""
-
-    name: str
-    path: Path
-    sha256: str
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Localised:
-    """A job whose local paths were replaced by names of inputs, and the files behind them."""
-
-    job: dict[str, Any]
-    files: tuple[LocalFile, ...]
-
-
-def localise(job: Mapping[str, Any]) -> Localised:
+def localise(job: Mapping[str, Any], folder: Path | None = None) -> Localised:
     """Find the local data of a job as it goes over the wire; ``job`` itself stays as it is.
 
     A data set that looks like a path but is none raises ConfigError; files skipped in a folder
-    (hidden ones, links, other kinds of file) are logged as warnings.
+    (hidden ones, links, other kinds of file) are logged as warnings. A SWE job needs ``folder``:
+    what its repositories are made into must stay there until it is uploaded.
     """
+    if isinstance(job.get("swe"), Mapping):
+        assert folder is not None, "a SWE job's bundles need a place"
+        return swe_inputs.localise(job, folder)
     source = job.get("source")
     dataset = source.get("dataset") if isinstance(source, Mapping) else None
     if not isinstance(source, Mapping) or not isinstance(dataset, str):
@@ -75,7 +62,7 @@ def localise(job: Mapping[str, Any]) -> Localised:
     if not found:
         return Localised(dict(job), ())
     _check(found, where)
-    files = tuple(_hashed(name, path) for name, path in found)
+    files = tuple(hashed(name, path, "job.source") for name, path in found)
     inputs = [{"name": file.name, "sha256": file.sha256} for file in files]
     changed = {**source, "dataset": name, "inputs": [*(source.get("inputs") or ()), *inputs]}
     rest = {key: value for key, value in options.items() if key != "data_files"}
@@ -209,15 +196,6 @@ def _skip(path: Path) -> None:
     else:
         why = "no data file by its name"
     logger.warning("not uploaded: %s (%s)", path, why)
-
-
-def _hashed(name: str, path: Path) -> LocalFile:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return LocalFile(name, path, digest, os.fstat(file.fileno()).st_size)
-    except OSError as error:
-        raise ConfigError([Problem("job.source", f"{path} cannot be read: {error}")]) from error
 
 
 def _looks_local(text: str) -> bool:

@@ -97,9 +97,9 @@ class Submittable:
         for variables that it needs, or that ``env`` names, and that are not set.
         """
         if overrides:
-            config = config.with_overrides({"job": overrides})
+            config = config.with_overrides(overrides if config.swe else {"job": overrides})
         document = _document(config, processors)
-        check_submittable(parse_job(document) if config.swe is None else config.swe)
+        check_submittable(parse_job(document))
         named = _named(env)
         job, lifted, _ = lift_secrets(document, {**os.environ, **named}, config.interpolated)
         return cls(job, _checked({**named, **lifted}))

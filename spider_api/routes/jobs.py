@@ -100,7 +100,8 @@ def cancel(job_id: str) -> Response:
 def retry(body: dict[str, Any], job_id: str) -> Response:
     """Run an ended job's missing and errored rows again. 409 where there is nothing to do."""
     check_env(body["env"])
-    return _answer(current().fleet.jobs.retry(job_id, owner(), body["env"]))
+    jobs, budget = current().fleet.jobs, body["max_budget_total"]
+    return _answer(jobs.retry(job_id, owner(), body["env"], budget=budget))
 
 
 def _answer(record: JobRecord) -> Response:

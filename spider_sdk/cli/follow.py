@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from spider_sdk.cli.options import connect, env_option, pass_state, server_options
-from spider_sdk.cli.progress import Progress, event_line
+from spider_sdk.cli.progress import Progress, event_line, row_word
 from spider_sdk.cli.state import Detached, State, json_option
 from spider_sdk.client import Client
 from spider_sdk.errors import JobCancelled, JobFailed
@@ -46,7 +46,7 @@ def follow(
 def _show(client: Client, state: State, job_id: str, since: int) -> StatusDocument:
     view = JobView(client.get_job_status(job_id, since=since))
     progress = Progress(view.document)
-    with _screen(state) as screen:
+    with _screen(state, row_word(view.document)) as screen:
         screen.draw(progress)
         for update in client.follow(job_id, since=since):
             document = view.apply(update)
@@ -62,15 +62,16 @@ def _show(client: Client, state: State, job_id: str, since: int) -> StatusDocume
 class _Screen:
     """Where events go: JSON lines, or plain lines."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, word: str) -> None:
         self.state = state
+        self.word = word  #: what a row of the job is called
         self._counts = ""
 
     def event(self, event: Event) -> None:
         if self.state.json:
             self.state.emit(event.to_json())
             return
-        line = event_line(event)
+        line = event_line(event, word=self.word)
         if event.code == "progress":
             metrics = event.data.get("metrics")
             if isinstance(metrics, Mapping) and "steps_done" in metrics:
@@ -87,8 +88,8 @@ class _Screen:
 
 
 class _LiveScreen(_Screen):
-    def __init__(self, state: State, live: Live) -> None:
-        super().__init__(state)
+    def __init__(self, state: State, word: str, live: Live) -> None:
+        super().__init__(state, word)
         self._live = live
         self._progress: Progress | None = None
         self._phase = ""
@@ -97,7 +98,9 @@ class _LiveScreen(_Screen):
     def event(self, event: Event) -> None:
         if event.code not in QUIET or "eval/kl" in event.data:
             style = {"error": "red", "warning": "yellow"}.get(event.level, "dim")
-            self._live.console.print(Text(event_line(event, short=True), style=style))
+            self._live.console.print(
+                Text(event_line(event, short=True, word=self.word), style=style)
+            )
 
     def draw(self, progress: Progress) -> None:
         self._progress = progress
@@ -113,13 +116,13 @@ class _LiveScreen(_Screen):
 
 
 @contextmanager
-def _screen(state: State) -> Iterator[_Screen]:
+def _screen(state: State, word: str) -> Iterator[_Screen]:
     console = Console()
     if state.json or not console.is_terminal:
-        yield _Screen(state)
+        yield _Screen(state, word)
         return
     with Live(console=console, refresh_per_second=4, transient=False) as live:
-        yield _LiveScreen(state, live)
+        yield _LiveScreen(state, word, live)
 
 
 def conclude(client: Client, state: State, document: StatusDocument, again: str = "") -> None:
@@ -143,8 +146,15 @@ def conclude(client: Client, state: State, document: StatusDocument, again: str 
             state.say(f"download the results with: spider download {job_id}{files}{again}")
         errors = document["metrics"].get("rows_error")
         if errors and not _trains(document):
-            what = "1 row" if errors == 1 else f"{errors:.0f} rows"
+            word = row_word(document)
+            what = f"1 {word}" if errors == 1 else f"{errors:.0f} {word}s"
             state.say(f"{what} failed, as the results tell; again: spider retry {job_id}{again}")
+        left_out = document["metrics"].get("units_skipped")
+        if left_out:
+            state.say(
+                f"the budget left {left_out:.0f} out; go on with: spider retry {job_id} "
+                f"--max-budget-total DOLLARS{again}"
+            )
         return
     kept = ""
     if document["metrics"].get("rows_done") or document["metrics"].get("steps_done"):
@@ -186,6 +196,13 @@ def watch(state: State, job_id: str, since: int, config: Path | None, base_url: 
 @click.command()
 @click.argument("job_id")
 @click.option("--follow/--detach", "following", default=False, help="Follow the job.")
+@click.option(
+    "--max-budget-total",
+    "budget",
+    type=click.FloatRange(0, min_open=True),
+    metavar="DOLLARS",
+    help="Raise a SWE job's budget; what it spent so far counts.",
+)
 @env_option
 @server_options
 @json_option
@@ -194,18 +211,19 @@ def retry(
     state: State,
     job_id: str,
     following: bool,
+    budget: float | None,
     env: tuple[str, ...],
     config: Path | None,
     base_url: str | None,
 ) -> None:
-    """Run the rows of an ended job that are missing or errored.
+    """Run the rows (of a SWE job: the instances) of an ended job that are missing or errored.
 
     The job's secrets are forgotten when it ends, so those that it needs are forwarded anew.
     """
     again = options_again(config, base_url)
     with connect(config, base_url, env=env) as client:
         since = _end_of_log(client, job_id) if following else 0
-        answer = client.retry_job(job_id)
+        answer = client.retry_job(job_id, max_budget_total=budget)
         say_forwarded(state, client.forwarded)
         if state.json:
             state.emit(answer)

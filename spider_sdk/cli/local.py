@@ -6,6 +6,7 @@ __all__ = ["completion", "config", "init", "validate"]
 
 import importlib.metadata
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def validate(state: State, config: Path, sets: tuple[str, ...], env: tuple[str, 
     from spider_sdk.submission import Submittable
 
     loaded = load_config(config, sets)
-    files = localise(loaded.document).files
+    with tempfile.TemporaryDirectory(prefix="spider-") as made:
+        files = localise(loaded.document, Path(made)).files
     missing = _missing(loaded, env)
     try:
         forwarded = Submittable.build(loaded, env=env).forwarded if not missing else ()

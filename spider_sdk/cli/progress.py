@@ -11,11 +11,17 @@ and of a training run::
     job 7f3a running · step 120/1000
     kl 0.2134 · held-out kl 0.2310 · score 0.871 · 4.2 s a step · ETA 1h 02m
     1.2M sampled tokens
+
+and of a SWE job, whose rows are instances::
+
+    job 7f3a running · 12/50 instances · 2 errors · 5 resolved
+    18 instances/h · ETA 2h 07m
+    in 41.0M out 0.6M tokens · $27.13 of $100.00
 """
 
 from __future__ import annotations
 
-__all__ = ["Progress", "event_line"]
+__all__ = ["Progress", "event_line", "row_word"]
 
 import collections
 from collections.abc import Mapping
@@ -110,6 +116,10 @@ class Progress:
         return self._engine.get("in_flight") == 0
 
     @property
+    def _word(self) -> str:
+        return row_word(self._document)
+
+    @property
     def _trains(self) -> bool:
         return "steps_done" in self._document["metrics"]
 
@@ -134,14 +144,14 @@ class Progress:
     def _rows(self) -> str:
         metrics = self._document["metrics"]
         parts = [f"job {self._document['job_id']} {self._document['status']}"]
-        counted = row_counts(metrics)
+        counted = row_counts(metrics, self._word)
         return " · ".join(parts + counted)
 
     def _pace(self) -> list[str]:
         rate = self.rate
         if not rate:
             return []
-        parts = [f"{rate:.0f} rows/s" if rate >= 10 else f"{rate * 60:.0f} rows/min"]
+        parts = [_pace(rate, f"{self._word}s")]
         metrics = self._document["metrics"]
         if metrics.get("rows_total") is not None:
             left = metrics["rows_total"] - metrics.get("rows_done", 0)
@@ -174,19 +184,26 @@ class Progress:
 
     def _cost(self) -> str:
         cost = self._document["metrics"].get("cost_usd")
-        return "" if cost is None else f"${cost:.2f}"
+        budget = (self._document["job"].get("swe") or {}).get("max_budget_total")
+        most = "" if budget is None else f" of ${budget:.2f}"
+        return "" if cost is None else f"${cost:.2f}{most}"
 
 
-def row_counts(metrics: Mapping[str, Any]) -> list[str]:
+def row_word(document: StatusDocument) -> str:
+    """What a row of the job is called."""
+    return "instance" if "swe" in document["job"] else "row"
+
+
+def row_counts(metrics: Mapping[str, Any], word: str = "row") -> list[str]:
     """``412/1000 rows (18 cached)``, ``3 errors``, ``21 dropped``; what is zero is left out. Of a
-    training run its steps."""
+    training run its steps. ``word`` is what a row is called."""
     if metrics.get("steps_done") is not None:
         return _step_counts(metrics)
     done, total = metrics.get("rows_done"), metrics.get("rows_total")
     if done is None and total is None:
         return []
     text = f"{done or 0:.0f}" + (f"/{total:.0f}" if total is not None else "")
-    text += " row" if (done if total is None else total) == 1 else " rows"
+    text += f" {word}" if (done if total is None else total) == 1 else f" {word}s"
     if metrics.get("rows_cached"):
         text += f" ({metrics['rows_cached']:.0f} cached)"
     parts = [text]
@@ -195,7 +212,17 @@ def row_counts(metrics: Mapping[str, Any]) -> list[str]:
         parts.append(f"{metrics['rows_error']:.0f} error{plural}")
     if metrics.get("rows_dropped"):
         parts.append(f"{metrics['rows_dropped']:.0f} dropped")
+    if metrics.get("rows_resolved"):
+        parts.append(f"{metrics['rows_resolved']:.0f} resolved")
+    if metrics.get("units_skipped"):
+        parts.append(f"{metrics['units_skipped']:.0f} left out (budget)")
     return parts
+
+
+def _pace(rate: float, words: str) -> str:
+    if rate >= 10:
+        return f"{rate:.0f} {words}/s"
+    return f"{rate * 60:.0f} {words}/min" if rate * 60 >= 1 else f"{rate * 3600:.0f} {words}/h"
 
 
 def _step_counts(metrics: Mapping[str, Any]) -> list[str]:
@@ -208,13 +235,14 @@ def _step_counts(metrics: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def event_line(event: Event, *, short: bool = False) -> str:
+def event_line(event: Event, *, short: bool = False, word: str = "row") -> str:
     """One event on one line: time, level, code, message. ``short`` gives the time of day here
-    and leaves the level out, for a terminal that shows it in colour."""
+    and leaves the level out, for a terminal that shows it in colour. ``word`` is what a row is
+    called."""
     message = event.message
     metrics = event.data.get("metrics")
     if event.code == "progress" and isinstance(metrics, Mapping):
-        message = " · ".join(row_counts(metrics)) or message
+        message = " · ".join(row_counts(metrics, word)) or message
     text = " ".join(message.splitlines())
     if short:
         return f"{_time_of_day(event.timestamp)}  {event.code:<15} {text}".rstrip()

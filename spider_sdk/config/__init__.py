@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "AppConfig",
+    "Job",
     "check_env_names",
     "check_submittable",
     "job_document",
@@ -21,6 +22,7 @@ __all__ = [
 
 from spider_sdk.config.app import AppConfig
 from spider_sdk.config.loader import job_document, parse_job
+from spider_sdk.config.model import Job
 from spider_sdk.config.names import check_env_names
 from spider_sdk.config.plain import parse_override
 from spider_sdk.config.rules import check_submittable

@@ -6,7 +6,7 @@ keys (``rules.py``) have no place in it; the server tells of those by path.
 
 from __future__ import annotations
 
-__all__ = ["job_schema"]
+__all__ = ["job_schema", "swe_job_schema"]
 
 from typing import Any, Final
 
@@ -54,6 +54,21 @@ _SAID: Final = {
     "greedy completion, it returns a number, true or false, or an object of them. As "
     "pre_processor.",
     "parallelism": "Workers at once on this job. Without one: as many as are free.",
+    "swe.dataset": "A data set of tasks on the Hub; or, with inputs, the name of the input that is "
+    "the data set (JSON lines).",
+    "swe.inputs": "Uploaded beforehand: PUT each file's bytes to /v1/inputs/{sha256} and name it "
+    "here. Rows of the data set name an uploaded git bundle in repo_source as input:<sha256>.",
+    "swe.instance_filter": "A regular expression that an instance's id matches from its start.",
+    "swe.llm_model": "Any LiteLLM name.",
+    "swe.llm_api_key": "Taken out of the job before it is stored; better sent in env, under the "
+    "name in llm_api_key_env.",
+    "swe.num_workers": "Instances at a time, over all workers.",
+    "swe.max_retries": "Fresh attempts of an instance after its first.",
+    "swe.n_attempts": "Independent runs of each instance.",
+    "swe.timeout_seconds": "Of one run of an instance.",
+    "swe.max_budget_per_instance": "US dollars, set aside when an instance begins.",
+    "swe.max_budget_total": "US dollars. What cannot be begun within them is left out.",
+    "swe.eval_output_dir": "Where the client puts the results; a worker never opens it.",
     "shard_size": "Rows in one unit of work. Without one: chosen by the server.",
 }
 
@@ -61,6 +76,16 @@ _SAID: Final = {
 def job_schema() -> Described:
     """JSON Schema (2020-12) of the ``job`` of a submission. A new object each time."""
     return _section(schema.JobSchema(), "")
+
+
+def swe_job_schema() -> Described:
+    """JSON Schema (2020-12) of a SWE job as it is submitted. A new object each time."""
+    return {
+        "type": "object",
+        "properties": {"swe": _section(schema.SweSchema(), "swe")},
+        "required": ["swe"],
+        "additionalProperties": False,
+    }
 
 
 def _section(section: fields.Section, path: str) -> Described:
@@ -101,6 +126,8 @@ def _field(field: marshmallow_fields.Field[Any], path: str) -> Described:
     if isinstance(field, schema.Teacher):
         one: list[Described] = [{"type": "string"}, _section(schema.TeacherSchema(), path)]
         return {"anyOf": [*one, {"type": "array", "items": {"anyOf": one}, "minItems": 1}]}
+    if isinstance(field, schema.Condenser):
+        return {"anyOf": [{"type": kind} for kind in ("boolean", "string", "object")]}
     if isinstance(field, schema.Shuffle):
         return {"anyOf": [{"type": "boolean"}, {"type": "integer"}]}
     return _value(field)

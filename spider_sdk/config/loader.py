@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["job_document", "load_root", "parse_job", "parse_swe", "read_file"]
+__all__ = ["job_document", "load_root", "parse_job", "read_file"]
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from typing import Any, Final
 from marshmallow import ValidationError
 
 from spider_sdk.config.fields import Section
-from spider_sdk.config.model import JobConfig, SweConfig
+from spider_sdk.config.model import Job, JobConfig, SweConfig
 from spider_sdk.config.names import is_secret_key
 from spider_sdk.config.plain import as_json
 from spider_sdk.config.positions import Document, Path, dotted, read_yaml
@@ -68,38 +68,41 @@ def _is_swe(root: Mapping[str, Any]) -> bool:
     return "job" not in root and not set(SweSchema().fields).isdisjoint(root)
 
 
-def parse_job(document: Any) -> JobConfig:
-    """The job of a wire document (plain JSON; nothing is interpolated).
+def parse_job(document: Any) -> Job:
+    """The job of a wire document (plain JSON; nothing is interpolated). ``{"swe": {…}}`` is a
+    SWE job.
 
-    Raises ConfigError whose problems carry dotted paths from ``job``.
+    Raises ConfigError. Its problems carry paths as in the file: from ``job``, or of a SWE job,
+    whose keys stand at the root there, those keys alone.
     """
+    if isinstance(document, Mapping) and "swe" in document:
+        return _parse_swe(document)
     problems: list[Problem] = []
     data = as_json(document, problems, ("job",))
-    if isinstance(data, dict) and set(data) == {"swe"}:
-        said = "a SWE job is not built yet in this version (queue swe-agent)"
-        raise ConfigError([Problem("job.swe", said)])
     built = _build(JobSchema(), data, Document(None), ("job",), job_rules(data), problems)
     assert isinstance(built, JobConfig)
     return built
 
 
-def parse_swe(document: Any) -> SweConfig:
-    """The SWE job of a wire document ``{"swe": {…}}``. Raises ConfigError; its problems carry
-    paths as in the file, where a SWE job's keys stand at the root."""
+def _parse_swe(document: Mapping[str, Any]) -> SweConfig:
+    beside = [key for key in document if key != "swe"]
+    if beside:
+        said = 'a SWE job is {"swe": {…}} and nothing beside it'
+        raise ConfigError([Problem(f"job.{key}", said) for key in beside])
     problems: list[Problem] = []
-    data = as_json(document["swe"], problems, ("swe",))
+    data = as_json(document["swe"], problems)
     built = _build(SweSchema(), data, Document(None), (), swe_rules(data), problems)
     assert isinstance(built, SweConfig)
     return built
 
 
-def job_document(job: JobConfig) -> dict[str, Any]:
+def job_document(job: Job) -> dict[str, Any]:
     """The wire document of ``job``, without what is None or empty: ``parse_job`` gives an equal
     job back."""
     document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(job)))
     pruned = _pruned(document, job)
     assert isinstance(pruned, dict)
-    return pruned
+    return {"swe": pruned} if isinstance(job, SweConfig) else pruned
 
 
 def _pruned(value: Any, typed: Any) -> Any:

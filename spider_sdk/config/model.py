@@ -11,6 +11,7 @@ __all__ = [
     "GenerationConfig",
     "HubConfig",
     "InputFile",
+    "Job",
     "JobConfig",
     "ModelConfig",
     "OnPolicyOptions",
@@ -26,7 +27,7 @@ __all__ = [
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from spider_sdk.jobs import Queue
 
@@ -236,7 +237,9 @@ class SweConfig:
     start; ``max_instances`` None takes all. ``max_retries`` counts fresh attempts of an
     instance after its first, ``n_attempts`` independent runs of each. Budgets are US dollars
     and None is no cap; prices are dollars for one token, None where LiteLLM knows them.
-    ``hf_config_name`` None is derived from model, data set and iterations.
+    ``hf_config_name`` None is derived from model, data set and iterations. ``inputs`` are the
+    uploaded files when ``dataset`` named a local path: the one of that name is the data set, and
+    its rows refer to the others by ``repo_source: input:<sha256>``.
     """
 
     llm_model: str
@@ -268,6 +271,16 @@ class SweConfig:
     hf_private: bool = False
     hf_config_name: str | None = None
     eval_output_dir: str = "trajectories"
+    inputs: tuple[InputFile, ...] = ()
+
+    @property
+    def queue(self) -> Queue:
+        return Queue.SWE_AGENT
+
+    @property
+    def parallelism(self) -> None:
+        """Any number of workers may help: ``num_workers`` counts instances, not runners."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,3 +305,7 @@ class JobConfig:
     @property
     def queue(self) -> Queue:
         return Queue.ONPOLICY_TRAIN if self.generation.on_policy else Queue.OFFLINE_GEN
+
+
+Job: TypeAlias = JobConfig | SweConfig
+"""What ``parse_job`` gives: a job of any queue."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from spider_sdk.config.model import JobConfig, OnPolicyOptions, SweConfig
+from spider_sdk.config.model import Job, JobConfig, OnPolicyOptions, SweConfig
 from spider_sdk.config.positions import Path
 from spider_sdk.errors import ConfigError, Problem
 from spider_sdk.jobs import LANDED, Queue
@@ -195,13 +195,20 @@ def swe_rules(swe: Any) -> Iterator[Complaint]:
             yield ("instance_filter",), f"no regular expression: {error}; write \\ before . + ( ["
     if _get(swe, "push_filter") == "resolved" and _get(swe, "evaluate") in (None, False):
         yield ("push_filter",), "push_filter: resolved needs evaluate: true; set it"
+    one, total = _get(swe, "max_budget_per_instance"), _get(swe, "max_budget_total")
+    if isinstance(one, int | float) and isinstance(total, int | float) and one > total > 0:
+        yield (
+            ("max_budget_total",),
+            f"less than max_budget_per_instance ({one:g}), which each instance sets aside when it "
+            "begins: none ever would; raise it",
+        )
     if _get(swe, "hf_repo_id") is None:
         for key in ("hf_private", "hf_config_name", "push_filter"):
             if _get(swe, key) not in (None, False):
                 yield (key,), f"{key} is only used with hf_repo_id; set that or remove {key}"
 
 
-def check_submittable(config: JobConfig | SweConfig) -> None:
+def check_submittable(config: Job) -> None:
     """Raise ConfigError unless this version can run the job as it is about to be submitted.
 
     Called once the processors are known: a file alone may leave the pre-processor to the client.
@@ -211,7 +218,7 @@ def check_submittable(config: JobConfig | SweConfig) -> None:
         raise ConfigError(problems)
 
 
-def _obstacles(config: JobConfig | SweConfig) -> Iterator[Problem]:
+def _obstacles(config: Job) -> Iterator[Problem]:
     if isinstance(config, SweConfig):
         if Queue.SWE_AGENT not in LANDED:
             yield Problem("swe", _not_built("SWE trajectories", Queue.SWE_AGENT))

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "LOSSES",
     "PROVIDERS",
+    "Condenser",
     "JobSchema",
     "Model",
     "RemoteModelSchema",
@@ -310,7 +311,7 @@ class JobSchema(_JobSection):
     shard_size = Whole(least=1)
 
 
-class _Condenser(Scalar):
+class Condenser(Scalar):
     def check(self, value: Any) -> Any:
         if not isinstance(value, bool | str | dict) or value == "":
             raise ValueError("expected true, false, a condenser's name or a mapping")
@@ -331,7 +332,7 @@ class SweSchema(Section):
     llm_api_key = Text()
     llm_api_key_env = VariableName()
     temperature = Number(least=0)
-    condenser = _Condenser()
+    condenser = Condenser()
     workspace = Choice(("docker", "bwrap", "local"))
     num_workers = Whole(least=1)
     n_attempts = Whole(least=1)
@@ -348,6 +349,7 @@ class SweSchema(Section):
     hf_private = Switch()
     hf_config_name = Matching(r"[\w.-]{1,96}", "letters, digits, '-', '_' and '.'")
     eval_output_dir = Text()
+    inputs = Items(InputFileSchema)
 
 
 _NO_SERVER: Final = model.ServerConfig()

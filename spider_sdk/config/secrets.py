@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from spider_sdk.config.loader import parse_job, parse_swe
-from spider_sdk.config.model import JobConfig, SweConfig
+from spider_sdk.config.loader import parse_job
+from spider_sdk.config.model import Job, JobConfig, SweConfig
 from spider_sdk.config.names import (
     GENERATED,
     env_name_problem,
@@ -58,17 +58,17 @@ _CODE: Final = ("pre_processor", "post_processor", "evaluator", "tools")
 _OPTIONS: Final[Path] = ("generation", "on_policy_options")
 
 
-def required_secrets(job: JobConfig | SweConfig) -> tuple[str, ...]:
+def required_secrets(job: Job) -> tuple[str, ...]:
     """Variables without which the job cannot run, sorted."""
     return tuple(sorted(_required(job)))
 
 
-def optional_secrets(job: JobConfig | SweConfig) -> tuple[str, ...]:
+def optional_secrets(job: Job) -> tuple[str, ...]:
     """Variables that the job uses where they are set, sorted; none of the required ones."""
     return tuple(sorted(_optional(job) - _required(job)))
 
 
-def _required(job: JobConfig | SweConfig) -> set[str]:
+def _required(job: Job) -> set[str]:
     if isinstance(job, SweConfig):
         names = {job.llm_api_key_env} if not job.llm_api_key else set()
         if job.hf_repo_id:
@@ -109,7 +109,7 @@ def _default_key(provider: str, base_url: str | None) -> str | None:
     return {"openai": "OPENAI_API_KEY", "tinker": "TINKER_API_KEY"}.get(provider)
 
 
-def _optional(job: JobConfig | SweConfig) -> set[str]:
+def _optional(job: Job) -> set[str]:
     names = {_HUB}  # gated models and data sets
     if isinstance(job, SweConfig):
         if not (job.llm_api_key or job.llm_api_key_env or job.llm_base_url):
@@ -139,7 +139,7 @@ def lift_secrets(
     set.
     """
     clean, env = _part(document, environ, interpolated or {})
-    job = _parse(clean)
+    job = parse_job(clean)
     problems = []
     unneeded = _own_server(job, environ)
     for name in required_secrets(job):
@@ -157,7 +157,7 @@ def lift_secrets(
     return clean, env, tuple(sorted(env))
 
 
-def _own_server(job: JobConfig | SweConfig, environ: Mapping[str, str]) -> str | None:
+def _own_server(job: Job, environ: Mapping[str, str]) -> str | None:
     """The usual key of a provider whose address the environment gives: a server of one's own
     may want none."""
     if isinstance(job, SweConfig) or job.model.base_url or job.model.api_key_env:
@@ -166,7 +166,7 @@ def _own_server(job: JobConfig | SweConfig, environ: Mapping[str, str]) -> str |
     return _default_key(job.model.provider, None) if given else None
 
 
-def _reason(name: str, job: JobConfig | SweConfig) -> str:
+def _reason(name: str, job: Job) -> str:
     if name == _HUB:
         return " (a Hub token that may write to the repository of the output)"
     if isinstance(job, JobConfig) and name == _default_key(job.model.provider, job.model.base_url):
@@ -181,10 +181,6 @@ def strip_secrets(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     secret anywhere else raises ConfigError. Documents that are not valid otherwise pass.
     """
     return _part(document, {}, {})
-
-
-def _parse(document: Mapping[str, Any]) -> JobConfig | SweConfig:
-    return parse_swe(document) if set(document) == {"swe"} else parse_job(document)
 
 
 def _part(

@@ -14,7 +14,8 @@ import click
 from spider_sdk.cli.options import env_option, load_config, pass_state, set_option
 from spider_sdk.cli.state import State, json_option
 from spider_sdk.config import AppConfig, parse_job
-from spider_sdk.errors import ConfigError, JobFailed
+from spider_sdk.config.model import JobConfig
+from spider_sdk.errors import ConfigError, JobFailed, UsageError
 from spider_sdk.inputs import localise
 from spider_sdk.records import RECORD_FIELDS, Record
 from spider_sdk.settings import load
@@ -66,6 +67,8 @@ def preview(
     failed.
     """
     loaded = load_config(config, sets)
+    if loaded.job is None:
+        raise UsageError("a SWE job has no rows to preview: run it with max_instances: 1")
     processors = Processors.bundle(pre_processor, post_processor)
     ready, missing = _ready(loaded, processors, env)
     skip = None if generate else "only prompts were asked for"
@@ -73,8 +76,10 @@ def preview(
     # Here, not above: `spider preview --help` needs neither engines nor data sets.
     from spider_worker.commands.local_preview import preview_job
 
+    job = parse_job(local.job)
+    assert isinstance(job, JobConfig)
     made = preview_job(
-        parse_job(local.job),
+        job,
         rows,
         inputs={file.sha256: file.path for file in local.files},
         secrets=ready.env,

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "ArtifactEntry",
     "ArtifactStore",
+    "Caps",
     "Claim",
     "EventLog",
     "EventPage",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 from spider_worker.fleet.artifacts import ArtifactEntry, ArtifactStore, InputStore
+from spider_worker.fleet.caps import Caps
 from spider_worker.fleet.events import EventLog, EventPage
 from spider_worker.fleet.fleet import Fleet
 from spider_worker.fleet.jobs import JobRecord, JobStore

@@ -13,8 +13,16 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from spider_sdk.errors import IdempotencyConflict, IllegalTransition, JobNotFound
+from spider_sdk.config import parse_job
+from spider_sdk.errors import (
+    ConfigError,
+    IdempotencyConflict,
+    IllegalTransition,
+    JobNotFound,
+    Problem,
+)
 from spider_sdk.jobs import JobStatus, Queue
+from spider_worker.fleet.caps import Caps, argument
 from spider_worker.fleet.connection import Client, Scripts, fleet_errors
 from spider_worker.fleet.names import job_key, key, new_job_id
 from spider_worker.fleet.secret_box import SecretBox
@@ -81,8 +89,8 @@ class JobStore:
         Raises IdempotencyConflict, FleetUnavailable; after either nothing was accepted.
         """
         job_id = new_job_id()
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-        parallelism = document.get("parallelism")
+        text = _text(document)
+        caps = Caps.of(document)
         word, known = self._scripts.run(
             "submit",
             job_id,
@@ -91,10 +99,13 @@ class JobStore:
             text,
             hashlib.sha256(text.encode()).hexdigest(),
             idempotency_key or "",
-            "" if parallelism is None else str(parallelism),
+            argument(caps.max_runners),
             self._settings.event_history,
             self._box().seal(job_id, env),
             int(self._settings.secret_ttl),
+            argument(caps.max_live),
+            argument(caps.budget),
+            argument(caps.reserve),
         )
         if word == b"conflict":
             raise IdempotencyConflict(
@@ -173,19 +184,29 @@ class JobStore:
         return self.get(job_id, owner)
 
     def retry(
-        self, job_id: str, owner: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        job_id: str,
+        owner: str | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        budget: float | None = None,
     ) -> JobRecord:
         """Run what is missing and what errored, with secrets taken anew.
 
-        Raises IllegalTransition where the job still runs or nothing is left to do.
+        ``budget`` takes the place of a SWE job's ``max_budget_total`` (None: as it is); what was
+        spent counts towards it. Raises IllegalTransition where the job still runs or nothing is
+        left to do, and ConfigError for a budget that the job cannot have.
         """
         record = self.get(job_id, owner)
+        changed = "" if budget is None else _text(_with_budget(record.document, budget))
         answer = self._scripts.run(
             "retry",
             job_id,
             self._box().seal(job_id, env or {}),
             int(self._settings.secret_ttl),
             secrets.token_hex(8),
+            changed,
+            argument(budget),
         )
         if answer == b"active":
             raise IllegalTransition(
@@ -194,7 +215,10 @@ class JobStore:
         if answer == b"nothing":
             raise IllegalTransition(f"job {job_id} has no missing and no errored rows")
         self._hint(job_id, record.queue.value)
-        return self.get(job_id, owner)
+        record = self.get(job_id, owner)
+        if changed:
+            self._mirror(record)
+        return record
 
     def secrets(self, job_id: str) -> dict[str, str]:
         """The job's ``env``, for the runner that is about to work on it."""
@@ -207,6 +231,19 @@ class JobStore:
         with fleet_errors():
             cancel, status = self._redis.hmget(job_key(job_id), "cancel", "status")
         return cancel == b"1" or status is None or JobStatus(status.decode()).is_terminal
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def _with_budget(document: Mapping[str, Any], budget: float) -> dict[str, Any]:
+    if "swe" not in document:
+        said = "only a SWE job has a budget"
+        raise ConfigError([Problem("max_budget_total", said)])
+    changed = {**document, "swe": {**document["swe"], "max_budget_total": budget}}
+    parse_job(changed)
+    return changed
 
 
 def _iso(milliseconds: str) -> str:

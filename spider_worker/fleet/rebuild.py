@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from spider_worker.fleet.caps import Caps, argument
 from spider_worker.fleet.fleet import Fleet
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _put(fleet: Fleet, folder: Path, record: Mapping[str, Any]) -> bool:
     entries = [entry for commit in commits.values() for entry in commit["entries"]]
     manifest = [text for entry in entries for text in (entry["name"], json.dumps(entry))]
     document = record["document"]
-    parallelism = document.get("parallelism")
+    caps = Caps.of(document)
     submitted = datetime.fromisoformat(record["submitted_at"]).timestamp()
     answer = fleet.scripts.run(
         "restore",
@@ -57,7 +58,10 @@ def _put(fleet: Fleet, folder: Path, record: Mapping[str, Any]) -> bool:
         record["queue"],
         json.dumps(document, sort_keys=True, separators=(",", ":")),
         round(submitted * 1000),
-        "" if parallelism is None else str(parallelism),
+        argument(caps.max_runners),
+        argument(caps.max_live),
+        argument(caps.budget),
+        argument(caps.reserve),
         fleet.settings.event_history,
         (end or {}).get("remote") or "",
         1 if end else 0,

@@ -34,6 +34,8 @@ class Claim:
     attempts: int
     life: int = 0
     """How often the job had been retried when this was claimed."""
+    grant: float | None = None
+    """US dollars that this attempt may spend; None where the job has no budget."""
 
     @property
     def stem(self) -> str:
@@ -75,7 +77,8 @@ class UnitStore:
         """The first claimable unit of ``kinds``, in that order, for the runner ``holder``.
 
         ``life`` is that of the holder's claims so far: it gets no unit of a job that was
-        retried since, whose secrets may be others.
+        retried since, whose secrets may be others. A work unit is refused while the job's caps
+        (``Caps``) leave no room for another.
         """
         attempt = uuid.uuid4().hex
         answer = self._scripts.run(
@@ -89,7 +92,7 @@ class UnitStore:
         )
         if answer[0] == b"none":
             return NoUnit(None if answer[1] < 0 else answer[1] / 1000)
-        _, unit, kind, number, spec, fence, attempts, its_life = answer
+        _, unit, kind, number, spec, fence, attempts, its_life, grant = answer
         return Claim(
             job_id=job_id,
             unit=unit.decode(),
@@ -100,6 +103,7 @@ class UnitStore:
             attempt=attempt,
             attempts=int(attempts),
             life=int(its_life),
+            grant=float(grant) if grant else None,
         )
 
     def later(self, job_id: str, seconds: float) -> None:

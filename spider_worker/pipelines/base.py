@@ -27,11 +27,15 @@ import dataclasses
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
-from spider_sdk.config.model import JobConfig
+from typing_extensions import TypeVar
+
+from spider_sdk.config.model import Job, JobConfig
 
 T = TypeVar("T")
+J_co = TypeVar("J_co", bound=Job, default=JobConfig, covariant=True)
+J_contra = TypeVar("J_contra", bound=Job, default=JobConfig, contravariant=True)
 
 Counters = dict[str, float]
 
@@ -48,7 +52,9 @@ COUNTERS: Final = (
     "completions_unpriced",  # completions whose endpoint reported no usage: no total is known
 )
 """Names that every pipeline uses for the same thing. A unit reports its own cumulative
-values; the fleet sums them over units into the job's ``metrics``."""
+values; the fleet sums them over units into the job's ``metrics``. A row of a SWE job is an
+instance, and its ``cost_usd`` never falls: what an attempt spent is spent. The fleet itself adds
+``units_skipped``, those that were not begun for lack of budget."""
 
 
 class UnitKind(enum.StrEnum):
@@ -131,14 +137,14 @@ class Resources(Protocol):
         """The resource of that key, built on first use (once, however many ask)."""
 
 
-class JobContext(Protocol):
-    """What ``plan``, ``publish`` and ``finalise`` see."""
+class JobContext(Protocol[J_co]):
+    """What ``plan``, ``publish`` and ``finalise`` see of a job of type ``J_co``."""
 
     @property
     def job_id(self) -> str: ...
 
     @property
-    def job(self) -> JobConfig: ...
+    def job(self) -> J_co: ...
 
     @property
     def document(self) -> Mapping[str, Any]:
@@ -182,11 +188,16 @@ class JobContext(Protocol):
     async def wait_cancelled(self) -> None: ...
 
 
-class UnitContext(JobContext, Protocol):
+class UnitContext(JobContext[J_co], Protocol[J_co]):
     """What ``run`` sees in addition."""
 
     @property
     def unit(self) -> UnitSpec: ...
+
+    @property
+    def grant(self) -> float | None:
+        """US dollars that this attempt may spend, on top of what earlier ones of its unit did;
+        None where the job has no budget."""
 
     def previous(self) -> Sequence[Path]:
         """Journals and shards that earlier attempts of this unit left, oldest first.
@@ -226,19 +237,20 @@ class UnitContext(JobContext, Protocol):
         """Append units to the job (streaming sources); known ids are ignored."""
 
 
-class Pipeline(Protocol):
-    """Contract of every pipeline. An instance serves one job in one runner."""
+class Pipeline(Protocol[J_contra]):
+    """Contract of every pipeline of jobs of type ``J_contra``. An instance serves one job in one
+    runner."""
 
     grace: float  #: seconds it may take to return after a cancel
 
-    async def plan(self, ctx: JobContext) -> Plan:
+    async def plan(self, ctx: JobContext[J_contra]) -> Plan:
         """Check everything that can be known before the first row, then cut the job."""
 
-    async def run(self, ctx: UnitContext) -> UnitOutcome:
+    async def run(self, ctx: UnitContext[J_contra]) -> UnitOutcome:
         """Run one unit. FatalJobError fails the job; anything else is a failed attempt."""
 
-    async def publish(self, ctx: JobContext) -> None:
+    async def publish(self, ctx: JobContext[J_contra]) -> None:
         """Push what is committed and not yet published. One at a time over the fleet."""
 
-    async def finalise(self, ctx: JobContext) -> JobResult:
+    async def finalise(self, ctx: JobContext[J_contra]) -> JobResult:
         """Publish the rest, write the summary. Idempotent."""

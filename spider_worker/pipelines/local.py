@@ -16,9 +16,11 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic
 
-from spider_sdk.config.model import JobConfig
+from typing_extensions import TypeVar
+
+from spider_sdk.config.model import Job, JobConfig
 from spider_sdk.errors import FatalJobError, JobCancelled, UsageError
 from spider_sdk.records import Record
 from spider_worker.pipelines.base import (
@@ -31,6 +33,7 @@ from spider_worker.pipelines.base import (
 )
 
 T = TypeVar("T")
+J = TypeVar("J", bound=Job, default=JobConfig)
 EventSink = Callable[[str, str, str, Mapping[str, Any]], None]
 
 _OVERLAP = 2  # units at work at once
@@ -160,17 +163,18 @@ class LocalStore:
             os.replace(path, target)
 
 
-class LocalContext:
+class LocalContext(Generic[J]):
     """A UnitContext (and a JobContext, where ``unit`` is None) over a LocalStore.
 
     ``events`` collects ``(level, code, message, data)``; ``reports`` the last counters and data
-    of ``progress``. ``cancel`` stops the job.
+    of ``progress``. ``cancel`` stops the job. ``grant`` is each attempt's, since nobody counts a
+    budget here.
     """
 
     def __init__(
         self,
         store: LocalStore,
-        job: JobConfig,
+        job: J,
         *,
         document: Mapping[str, Any] | None = None,
         secrets: Mapping[str, str] | None = None,
@@ -178,8 +182,9 @@ class LocalContext:
         resources: LocalResources | None = None,
         job_id: str = "local",
         unit: UnitSpec | None = None,
-        parent: LocalContext | None = None,
+        parent: LocalContext[J] | None = None,
         on_event: EventSink | None = None,
+        grant: float | None = None,
     ) -> None:
         self.store = store
         self.job = job
@@ -189,6 +194,7 @@ class LocalContext:
         self.resources = resources or LocalResources()
         self.inputs = inputs or {}
         self.on_event = on_event
+        self.grant = grant
         self.events: list[tuple[str, str, str, Mapping[str, Any]]] = []
         self.reports: dict[str, tuple[Counters, Mapping[str, Any]]] = {}
         self.drained = asyncio.Event()
@@ -200,12 +206,12 @@ class LocalContext:
         self.scratch = store.root / "scratch" / str(self.attempt)
         self.scratch.mkdir()
 
-    def for_unit(self, unit: UnitSpec | None) -> LocalContext:
+    def for_unit(self, unit: UnitSpec | None) -> LocalContext[J]:
         """A context of an attempt of its own at that unit, in the same job and process."""
         return LocalContext(
             self.store, self.job, document=self.document, secrets=self.secrets,
             inputs=self.inputs, resources=self.resources, job_id=self.job_id, unit=unit,
-            parent=self, on_event=self.on_event,
+            parent=self, on_event=self.on_event, grant=self.grant,
         )  # fmt: skip
 
     @property
@@ -306,7 +312,7 @@ class LocalResult:
 
 
 async def run_job_locally(
-    pipeline: Pipeline, ctx: LocalContext, *, retry: bool = False
+    pipeline: Pipeline[J], ctx: LocalContext[J], *, retry: bool = False
 ) -> LocalResult:
     """Plan, work, publish and finalise, going on where the store was left.
 
@@ -335,13 +341,13 @@ async def run_job_locally(
         await ctx.resources.close()
 
 
-class _Work:
+class _Work(Generic[J]):
     """Open units, by number, the next one started when the last one drains."""
 
-    def __init__(self, pipeline: Pipeline, ctx: LocalContext) -> None:
+    def __init__(self, pipeline: Pipeline[J], ctx: LocalContext[J]) -> None:
         self._pipeline = pipeline
         self._ctx = ctx
-        self._running: dict[asyncio.Task[None], LocalContext] = {}
+        self._running: dict[asyncio.Task[None], LocalContext[J]] = {}
         self._unpublished = 0
 
     async def run(self) -> None:
@@ -391,7 +397,7 @@ class _Work:
             del self._running[task]
             task.result()
 
-    async def _unit(self, child: LocalContext) -> None:
+    async def _unit(self, child: LocalContext[J]) -> None:
         outcome = await self._pipeline.run(child)
         store = self._ctx.store
         store.commit(child.unit.id, child.attempt, outcome)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spider_sdk.config.model import JobConfig
+from spider_sdk.config.model import Job
 from spider_sdk.errors import FatalJobError
 from spider_worker.control import redact
 from spider_worker.fleet import Claim, Fleet
@@ -26,10 +26,10 @@ class JobSession:
     """What the claims of one job in this runner share."""
 
     job_id: str
-    job: JobConfig
+    job: Job
     document: Mapping[str, Any]
     secrets: Mapping[str, str]
-    pipeline: Pipeline
+    pipeline: Pipeline[Any]
     resources: Resources
     cancelled: asyncio.Event
 
@@ -52,7 +52,8 @@ class ClaimContext:
         return self._session.job_id
 
     @property
-    def job(self) -> JobConfig:
+    def job(self) -> Any:
+        """A ``Job`` of the type that the pipeline is for."""
         return self._session.job
 
     @property
@@ -74,6 +75,10 @@ class ClaimContext:
     @property
     def unit(self) -> UnitSpec:
         return UnitSpec(self.claim.unit, self.claim.number, self.claim.spec)
+
+    @property
+    def grant(self) -> float | None:
+        return self.claim.grant
 
     @property
     def cancelled(self) -> bool:
@@ -188,7 +193,10 @@ class ClaimContext:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._pending is not None:
-                counters, data = self._pending
-                await asyncio.to_thread(self._fleet.units.progress, self.claim, counters, data)
+            await asyncio.to_thread(self.send_progress)
             await asyncio.sleep(1 / PROGRESS_RATE)
+
+    def send_progress(self) -> None:
+        """Send the latest counters, if there are any. Raises LeaseLost, FleetUnavailable."""
+        if self._pending is not None:
+            self._fleet.units.progress(self.claim, *self._pending)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spider_sdk.config import parse_job
+from spider_sdk.config.model import SweConfig
 from spider_sdk.errors import FatalJobError, FleetUnavailable, LeaseLost, SpiderError
 from spider_worker.control import Message, redact, send
-from spider_worker.fleet import ArtifactEntry, Claim, Fleet
+from spider_worker.fleet import ArtifactEntry, Caps, Claim, Fleet
 from spider_worker.pipelines.base import UnitKind
 from spider_worker.pipelines.registry import build_pipeline
 from spider_worker.runner.context import ClaimContext, JobSession
@@ -164,11 +165,13 @@ class Runner:
                 self._fleet.artifacts.drop_scratch(claim)
         except asyncio.CancelledError:
             logger.info("%s was taken back", claim.unit)
+            await self._tell_cost(context)
             await self._end_claim(claim, self._fleet.units.release, "its runner was stopped")
         except LeaseLost as error:
             logger.warning("%s", error)
         except FatalJobError as error:
             why = redact(error.message, context.secrets)
+            await self._tell_cost(context)
             fail = functools.partial(self._fleet.units.fail, fatal=True, reason=_reason(error))
             await self._end_claim(claim, fail, why)
         except Exception as error:  # noqa: BLE001 (the boundary: any escape is a failed attempt)
@@ -177,12 +180,20 @@ class Runner:
             # unit is asked for on top of it.
             self._suspect = True
             why = redact(f"{type(error).__name__}: {error}", context.secrets)
+            await self._tell_cost(context)
             await self._end_claim(claim, self._fleet.units.fail, why)
         finally:
             reporter.cancel()
             del self._running[claim.unit, claim.fence]
             self._tell("ended", unit=claim.unit, fence=claim.fence)
             self._seek(after=claim)
+
+    async def _tell_cost(self, context: ClaimContext) -> None:
+        """Before an attempt ends without a commit: what it spent since its last report would be
+        given out again."""
+        if context.claim.kind == UnitKind.WORK and isinstance(context.job, SweConfig):
+            with contextlib.suppress(LeaseLost):
+                await self._persist(context.send_progress)
 
     async def _report_progress(self, context: ClaimContext) -> None:
         while True:
@@ -222,7 +233,8 @@ class Runner:
         await self._commit(context.claim, complete=True, counters={}, outcome=outcome)
         self._mirror(context.claim, [], rows_total=plan.rows_total)
         session = self._require_session()
-        helpers = min(len(plan.units), session.job.parallelism or MAX_HINTS, MAX_HINTS) - 1
+        most = Caps.of(session.document).runners or MAX_HINTS
+        helpers = min(len(plan.units), most, MAX_HINTS) - 1
         for _ in range(helpers):
             await asyncio.to_thread(
                 self._fleet.hints.publish, session.job_id, session.job.queue.value

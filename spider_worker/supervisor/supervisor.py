@@ -28,12 +28,12 @@ from spider_sdk.errors import (
 )
 from spider_sdk.jobs import Queue
 from spider_worker.control import Message, redact
-from spider_worker.engines.registry import devices_needed, runner_key
 from spider_worker.fleet import Claim, Fleet, JobRecord, NoUnit
 from spider_worker.pipelines.base import UnitKind
 from spider_worker.settings import WorkerSettings
 from spider_worker.supervisor.devices import DevicePool, Devices
 from spider_worker.supervisor.handle import RunnerGone, RunnerHandle
+from spider_worker.supervisor.needs import devices_needed, runner_key
 
 logger = logging.getLogger(__name__)
 

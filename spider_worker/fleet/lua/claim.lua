@@ -1,7 +1,8 @@
 -- ARGV: prefix, job, holder, nonce (also the attempt's id), lease_ms, kinds separated by commas,
 --       life ('' for any): which life of the job the holder serves; each retry begins another,
 --       and a runner of the one before still has its secrets
--- Returns {'unit', uid, kind, number, spec, fence, attempts, life} | {'none', ms until one is due or -1}
+-- Returns {'unit', uid, kind, number, spec, fence, attempts, life, grant (dollars that it may spend;
+--         '' without a budget)} | {'none', ms until one is due or -1}
 local job, holder, nonce, lease, kinds, wanted = unpack(ARGV, 2, 7)
 local status, cancel, max_runners, life =
   unpack(redis.call('HMGET', job_key(job), 'status', 'cancel', 'max_runners', 'life'))
@@ -11,9 +12,9 @@ if wanted ~= '' and wanted ~= life then return { 'none', -1 } end
 
 local function answer(uid)
   local unit = unit_key(job, uid)
-  local kind, number, spec, fence, attempts =
-    unpack(redis.call('HMGET', unit, 'kind', 'number', 'spec', 'fence', 'attempts'))
-  return { 'unit', uid, kind, number, spec, fence, attempts, life }
+  local kind, number, spec, fence, attempts, grant =
+    unpack(redis.call('HMGET', unit, 'kind', 'number', 'spec', 'fence', 'attempts', 'grant'))
+  return { 'unit', uid, kind, number, spec, fence, attempts, life, grant or '' }
 end
 
 -- The same claim again (the client's retry after a cut connection) gets the same unit.
@@ -39,6 +40,12 @@ end
 for kind in string.gmatch(kinds, '[^,]+') do
   local uid = first_open(kind)
   local capped = kind == 'work' and max_runners ~= '' and not mine and others >= tonumber(max_runners)
+  local grant
+  if uid and kind == 'work' and not capped then
+    local allowed
+    allowed, grant = admit(job)
+    capped = not allowed
+  end
   if uid and not capped then
     local unit = unit_key(job, uid)
     redis.call('ZREM', open_key(job, kind), uid)
@@ -46,6 +53,10 @@ for kind in string.gmatch(kinds, '[^,]+') do
     redis.call('HINCRBY', unit, 'attempts', 1)
     redis.call('HSET', unit, 'state', 'live', 'attempt', nonce, 'nonce', nonce,
       'holder', holder, 'lease_until', now + lease)
+    if grant then
+      redis.call('HSET', unit, 'grant', string.format('%.17g', grant),
+        'cost_before', redis.call('HGET', unit, 'cost') or 0)
+    end
     redis.call('ZADD', leases_key, now + lease, job .. ' ' .. uid)
     redis.call('SADD', live_key(job), uid)
     redis.call('HINCRBY', holders_key(job), holder, 1)

@@ -149,11 +149,87 @@ local function holds(job, uid, fence, attempt)
   return state == 'live' and f == fence and a == attempt
 end
 
+-- Caps of a job over the whole fleet, each nil where there is none: work units live at a time,
+-- dollars in all, dollars that a work unit may spend.
+local function caps(job)
+  local max_live, budget, reserve =
+    unpack(redis.call('HMGET', job_key(job), 'max_live', 'budget', 'reserve'))
+  return tonumber(max_live), tonumber(budget), tonumber(reserve)
+end
+
+-- May another work unit begin? Yes: true and its grant in dollars (nil without a budget).
+-- No: false, nil and the figures, `short` where it is for lack of money.
+local function admit(job)
+  local max_live, budget, reserve = caps(job)
+  if not max_live and not budget then return true end
+  local live, reserved = 0, 0
+  for _, uid in ipairs(redis.call('SMEMBERS', live_key(job))) do
+    local kind, grant, cost, before =
+      unpack(redis.call('HMGET', unit_key(job, uid), 'kind', 'grant', 'cost', 'cost_before'))
+    if kind == 'work' then
+      live = live + 1
+      local used = (tonumber(cost) or 0) - (tonumber(before) or 0)
+      reserved = reserved + math.max(0, (tonumber(grant) or 0) - used)
+    end
+  end
+  if max_live and live >= max_live then return false, nil, { live = live } end
+  if not budget then return true end
+  local spent = tonumber(redis.call('HGET', metrics_key(job), 'cost_usd') or 0)
+  local left, grant, least = budget - spent - reserved, reserve, reserve
+  if not reserve then
+    -- An even part of what is left. What is not worth a start is a hundredth of the first one.
+    local waiting = math.max(1, redis.call('ZCARD', open_key(job, 'work')))
+    grant = left / math.min(waiting, max_live and max_live - live or waiting)
+    least = budget / (max_live or 1) / 100
+  end
+  local cent = 1e-6 -- sums of floats must not refuse the last unit that fits exactly
+  if grant > left + cent or grant < least - cent then
+    return false, nil, { short = true, live = live, spent = spent, budget = budget, needed = least }
+  end
+  return true, grant
+end
+
+-- Where no work unit is live and the money is too little for another, those that wait are skipped:
+-- the job ends with what it has, and a retry under a larger budget opens them again.
+local function skip_unpaid(job)
+  local allowed, _, why = admit(job)
+  if allowed or not why.short or why.live > 0 then return end
+  local skipped = redis.call('ZRANGE', open_key(job, 'work'), 0, -1)
+  for _, uid in ipairs(redis.call('ZRANGE', delayed_key(job), 0, -1)) do
+    if redis.call('HGET', unit_key(job, uid), 'kind') == 'work' then
+      redis.call('ZREM', delayed_key(job), uid)
+      skipped[#skipped + 1] = uid
+    end
+  end
+  if #skipped == 0 then return end
+  redis.call('DEL', open_key(job, 'work'))
+  for _, uid in ipairs(skipped) do
+    redis.call('HSET', unit_key(job, uid), 'state', 'skipped')
+  end
+  redis.call('HINCRBY', job_key(job), 'work_left', -#skipped)
+  redis.call('HINCRBY', metrics_key(job), 'units_skipped', #skipped)
+  emit(job, 'warning', 'budget.spent', string.format(
+    '$%.2f of $%.2f spent, and another unit may take $%.2f: %d left out', why.spent, why.budget,
+    why.needed, #skipped),
+    cjson.encode({ spent_usd = why.spent, budget_usd = why.budget, needed_usd = why.needed,
+      units = #skipped }))
+end
+
 -- Make the job's metrics follow a unit's cumulative counters, whatever was counted before.
 local function count(job, uid, counters_json)
   local unit = unit_key(job, uid)
   local old = cjson.decode(redis.call('HGET', unit, 'counters') or '{}')
   local new = cjson.decode(counters_json)
+  if caps(job) then
+    -- What a unit spent stays spent, though an attempt that died may have told of less in its
+    -- journal than in its reports.
+    local known = tonumber(redis.call('HGET', unit, 'cost'))
+    old['cost_usd'] = known
+    if known then new['cost_usd'] = math.max(known, new['cost_usd'] or 0) end
+    if new['cost_usd'] then
+      redis.call('HSET', unit, 'cost', string.format('%.17g', new['cost_usd']))
+    end
+  end
   for name, value in pairs(new) do
     local delta = value - (old[name] or 0)
     if delta ~= 0 then
@@ -175,9 +251,11 @@ end
 
 -- Open what has become possible: a publication when enough was finished, the end when all was.
 local function advance(job)
-  local planned, left, publishes, every, unpublished, cancel = unpack(redis.call('HMGET',
-    job_key(job), 'planned', 'work_left', 'publishes', 'publish_every', 'unpublished', 'cancel'))
+  local planned, cancel = unpack(redis.call('HMGET', job_key(job), 'planned', 'cancel'))
   if planned ~= '1' or cancel == '1' then return end
+  skip_unpaid(job)
+  local left, publishes, every, unpublished = unpack(redis.call('HMGET',
+    job_key(job), 'work_left', 'publishes', 'publish_every', 'unpublished'))
   local publishing = redis.call('HGET', unit_key(job, 'publish'), 'state')
   if tonumber(left) == 0 then
     if publishing == 'open' or publishing == 'delayed' then
@@ -191,9 +269,15 @@ local function advance(job)
       open_unit(job, 'finalise')
       want_hint(job, now)
     end
-  elseif publishes == '1' and tonumber(every) > 0 and publishing == 'idle'
+    return
+  end
+  if publishes == '1' and tonumber(every) > 0 and publishing == 'idle'
       and tonumber(unpublished) >= tonumber(every) then
     open_unit(job, 'publish')
+  end
+  -- Whoever was refused while the caps were reached is told that they are not any more.
+  if caps(job) and redis.call('ZCARD', open_key(job, 'work')) > 0 and admit(job) then
+    want_hint(job, now)
   end
 end
 

@@ -25,6 +25,13 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', active_key, '-inf', now, 'LIMIT
       open = open + redis.call('ZCARD', open_key(job, kind))
     end
     open = open + redis.call('ZCOUNT', delayed_key(job), '-inf', now)
+    if open > 0 and not admit(job) then
+      -- No work unit may begin now, so none of them is worth a hint.
+      open = open - redis.call('ZCARD', open_key(job, 'work'))
+      for _, uid in ipairs(redis.call('ZRANGEBYSCORE', delayed_key(job), '-inf', now)) do
+        if redis.call('HGET', unit_key(job, uid), 'kind') == 'work' then open = open - 1 end
+      end
+    end
     local runners = redis.call('HLEN', holders_key(job))
     -- Hints that nobody reads say no more by being many, and would fill Redis in the end.
     local unread = redis.call('LLEN', prefix .. queue)

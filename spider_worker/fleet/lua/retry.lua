@@ -1,4 +1,5 @@
--- ARGV: prefix, job, secrets (ciphertext or ''), secret_ttl_s, nonce
+-- ARGV: prefix, job, secrets (ciphertext or ''), secret_ttl_s, nonce, document ('': as it is),
+--       budget (of that document)
 -- Opens what is missing or has errored rows. Returns the number of units opened, or a word.
 local job = ARGV[2]
 local status, planned = unpack(redis.call('HMGET', job_key(job), 'status', 'planned'))
@@ -27,6 +28,10 @@ end
 if opened == 0 and status == 'completed' then return 'nothing' end
 redis.call('HSET', job_key(job), 'cancel', 0, 'error', '', 'reason', '', 'work_left', work,
   'unpublished', 0, 'retry', ARGV[5], 'retry_opened', opened)
+if ARGV[6] and ARGV[6] ~= '' then
+  redis.call('HSET', job_key(job), 'document', ARGV[6], 'budget', ARGV[7])
+end
+redis.call('HDEL', metrics_key(job), 'units_skipped')
 redis.call('HINCRBY', job_key(job), 'life', 1)
 if ARGV[3] ~= '' then redis.call('SET', prefix .. 'secrets:' .. job, ARGV[3], 'EX', ARGV[4]) end
 redis.call('ZADD', active_key, now + 2000, job)

@@ -127,7 +127,7 @@ def hub(**changes: Any) -> dict[str, Any]:
         ),
         (job(pre_processor={"name": "f.g", "source": "x"}), "pre_processor.name", "function"),
         (job(output=hub(config_name="a b")), "output.hf.config_name", "letters"),
-        ({"swe": {"llm_model": "x"}}, "swe", "not built yet"),
+        ({"swe": {"llm_model": "x"}, "model": {}}, "model", "nothing beside"),
     ],
 )  # fmt: skip
 def test_rule(document: dict[str, Any], path: str, remedy: str) -> None:
