@@ -12,7 +12,15 @@ the host's network reaches.
 
 from __future__ import annotations
 
-__all__ = ["HOME", "TREE", "BwrapBox", "BwrapWorkspace", "bwrap_arguments", "bwrap_environment"]
+__all__ = [
+    "HOME",
+    "TREE",
+    "VAULT",
+    "BwrapBox",
+    "BwrapWorkspace",
+    "bwrap_arguments",
+    "bwrap_environment",
+]
 
 import asyncio
 import contextlib
@@ -37,6 +45,7 @@ from spider_worker.workspaces.tree import put_file, read_file, remove_folder
 #: Where a command finds the tree, as in the images of the public data sets, and its home.
 TREE: Final = "/testbed"
 HOME: Final = "/home/agent"
+VAULT: Final = "/vault"
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 _ETC: Final = (
@@ -89,14 +98,18 @@ def bwrap_arguments(
     further namespaces can be made.
     """
     arguments = [
-        "bwrap", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
+        "bwrap", "--unshare-user", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup-try", "--uid", _USER, "--gid", _USER, "--cap-drop", "ALL",
         "--hostname", "testbed", "--die-with-parent",
         "--size", str(tmp_bytes), "--tmpfs", "/tmp",  # noqa: S108 - the box's own
         "--size", str(tmp_bytes), "--tmpfs", HOME,
-        "--proc", "/proc", "--dev", "/dev",
+        "--dev", "/dev",
     ]  # fmt: skip
-    if boxes is None:
+    if boxes is not None:
+        # One that bubblewrap mounts has parts covered, and then the kernel allows no further one.
+        arguments += ["--bind", "/proc", "/proc"]
+    else:
+        arguments += ["--unshare-pid", "--proc", "/proc"]
         for name in _KERNEL:
             if os.path.exists(name):
                 arguments += ["--ro-bind", name, name]
@@ -153,13 +166,15 @@ def bwrap_environment(python: str) -> dict[str, str]:
 
 
 class BwrapBox:
-    """``folder`` is the host's and holds ``tree``; ``roots`` is what ``python`` needs to see."""
+    """``folder`` is the host's and holds ``tree`` and ``vault``; ``roots`` is what ``python`` needs to see."""
 
     def __init__(self, folder: Path, *, python: str, roots: Sequence[str]) -> None:
         self.folder = folder
         self.python = python
         self.roots = tuple(roots)
         self._tree = folder / "tree"
+        self.vault = folder / "vault"
+        self.vault_path = VAULT
 
     @property
     def path(self) -> str:
@@ -173,17 +188,27 @@ class BwrapBox:
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         network: bool = False,
+        stdout: Path | None = None,
     ) -> Finished:
         with tempfile.TemporaryFile() as status:
             number = status.fileno()
             prefix = bwrap_arguments(
-                self.folder, roots=self.roots, network=network, status_fd=number
+                self.folder,
+                roots=self.roots,
+                read_only=[(str(self.vault), self.vault_path)],
+                network=network,
+                status_fd=number,
             )
             whole = bwrap_environment(self.python) | {**(env or {})}
             # bwrap itself is found on the worker's PATH, the command on the box's.
             prefix[0] = shutil.which("bwrap") or prefix[0]
             done = await run_command(
-                [*prefix, *command], timeout=timeout, stdin=stdin, env=whole, pass_fds=(number,)
+                [*prefix, *command],
+                timeout=timeout,
+                stdin=stdin,
+                env=whole,
+                pass_fds=(number,),
+                stdout=stdout,
             )
             status.seek(0)
             begun = b'"exit-code"' in status.read()
@@ -249,6 +274,7 @@ class BwrapWorkspace:
     def _make_folder(self) -> Path:
         self._root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="box-", dir=self._root))
+        (folder / "vault").mkdir()
         for name, text in _NAMES.items():
             (folder / name).write_text(text)
         return folder

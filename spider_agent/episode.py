@@ -1,0 +1,152 @@
+"""One episode: an OpenHands agent works on one task until it ends, told line by line."""
+
+from __future__ import annotations
+
+__all__ = ["run_episode"]
+
+import contextlib
+import json
+import logging
+import time
+from typing import Any, Final
+
+from openhands.sdk import LLM, Agent
+from openhands.sdk.context.condenser import LLMSummarizingCondenser, default_condenser
+from openhands.sdk.conversation.exceptions import ConversationRunError
+from openhands.sdk.conversation.impl.local_conversation import LocalConversation
+from openhands.sdk.event import Event, LLMConvertibleEvent
+from openhands.sdk.event.conversation_error import ConversationErrorEvent
+from openhands.sdk.event.llm_convertible import ActionEvent, SystemPromptEvent
+from openhands.sdk.llm.exceptions import LLMError
+from openhands.tools.preset.default import get_default_tools
+from openhands.tools.terminal import TerminalAction, TerminalTool
+from pydantic import SecretStr
+
+from spider_agent.lines import LineWriter, Request
+
+log = logging.getLogger(__name__)
+
+_LIMITS: Final = {"MaxIterationsReached": "max_iterations", "MaxBudgetReached": "max_budget"}
+_PROBES: Final = 5
+_PROBE_SECONDS: Final = 5.0
+
+
+def run_episode(request: Request, out: LineWriter) -> None:
+    """Run the request to its end. Whatever goes wrong is an end like others, and told as one."""
+    try:
+        status, error = _Episode(request, out).run()
+    except Exception as failure:  # the boundary: an episode's failure is data
+        log.exception("the episode broke")
+        status, error = "agent_error", f"{type(failure).__name__}: {failure}"
+    out.say("end", status=status, error=error)
+
+
+class _Episode:
+    def __init__(self, request: Request, out: LineWriter) -> None:
+        self._request = request
+        self._out = out
+        self._told: list[str] = []
+        self._tools_told = False
+        self._limit: ConversationErrorEvent | None = None
+        settings = dict(request.llm)
+        key = settings.pop("api_key", None)
+        self._llm = LLM(**settings, api_key=SecretStr(key) if key else None, usage_id="agent")
+        agent = Agent(
+            llm=self._llm,
+            tools=get_default_tools(enable_browser=False),
+            system_prompt_kwargs={"cli_mode": True},
+            condenser=self._condenser(),
+        )
+        self._conversation = LocalConversation(
+            agent=agent,
+            workspace=request.path,
+            persistence_dir=request.state,
+            callbacks=[self._heard],
+            max_iteration_per_run=request.max_iterations,
+            max_budget_per_run=request.max_budget,
+            visualizer=None,
+        )
+
+    def _condenser(self) -> Any:
+        wanted = self._request.condenser
+        if wanted is False:
+            return None
+        llm = self._llm.model_copy(update={"usage_id": "condenser"})
+        if wanted is True:
+            return default_condenser(llm)
+        return LLMSummarizingCondenser(llm=llm, **wanted)
+
+    def run(self) -> tuple[str, str | None]:
+        """How it ended, and what went wrong (None: nothing)."""
+        self._conversation.send_message(self._request.instruction)
+        self._probe_shell()
+        self._out.say("ready")
+        self._tell_messages()
+        try:
+            self._conversation.run()
+        except ConversationRunError as error:
+            cause = error.original_exception
+            said = f"{type(cause).__name__}: {cause}"
+            return ("llm_error" if _is_llms(cause) else "agent_error"), said
+        finally:
+            self._tell_messages()
+            self._tell_metrics()
+        if self._limit is not None:
+            return _LIMITS.get(self._limit.code, "agent_error"), self._limit.detail
+        return ("stuck" if self._state == "stuck" else "finished"), None
+
+    @property
+    def _state(self) -> str:
+        return str(self._conversation.state.execution_status.value)
+
+    def _probe_shell(self) -> None:
+        """Have the shell answer before the model waits for it: one that is still reading its
+        start-up files returns the first command early and empty."""
+        for number in range(_PROBES):
+            # Worked out by the shell, so that the command as it was typed is no answer.
+            action = TerminalAction(command=f"echo ready-$(({number} + 1))", timeout=_PROBE_SECONDS)
+            seen = self._conversation.execute_tool(TerminalTool.name, action)
+            if f"ready-{number + 1}" in str(getattr(seen, "text", "")):
+                return
+            time.sleep(0.2)
+        raise RuntimeError("the terminal does not answer")
+
+    def _heard(self, event: Event) -> None:
+        self._out.say("event", event=json.loads(event.model_dump_json()))
+        if isinstance(event, SystemPromptEvent) and not self._tools_told:
+            self._tools_told = True
+            tools = [tool.to_openai_tool(add_security_risk_prediction=True) for tool in event.tools]
+            self._out.say("tools", tools=tools)
+        if isinstance(event, ConversationErrorEvent):
+            self._limit = event
+        if isinstance(event, ActionEvent):
+            self._tell_metrics()
+            self._tell_messages(event)  # what is killed while a tool runs has its last words
+
+    def _tell_messages(self, *latest: LLMConvertibleEvent) -> None:
+        """What the model has been shown and has said, as the SDK would send it next; ``latest``
+        is not in the conversation's state yet. A model's reasoning is kept with what it led to,
+        also where this model is not shown it again."""
+        view = self._conversation.state.view
+        said = LLMConvertibleEvent.events_to_messages([*view.events, *latest])
+        messages = self._llm.format_messages_for_llm(said)
+        for message, document in zip(said, messages, strict=True):
+            if message.reasoning_content:
+                document["reasoning_content"] = message.reasoning_content
+        texts = [json.dumps(message, ensure_ascii=False, sort_keys=True) for message in messages]
+        keep = 0
+        while keep < min(len(texts), len(self._told)) and texts[keep] == self._told[keep]:
+            keep += 1
+        if keep < len(texts) or keep < len(self._told):
+            self._out.say("messages", keep=keep, messages=messages[keep:])
+            self._told = texts
+
+    def _tell_metrics(self) -> None:
+        with contextlib.suppress(AttributeError):  # before the first answer there are none
+            metrics = self._conversation.conversation_stats.get_combined_metrics().get()
+            self._out.say("metrics", turns=len(metrics["token_usages"]), metrics=metrics)
+
+
+def _is_llms(error: BaseException) -> bool:
+    """Whether the model's service failed, and not the agent."""
+    return isinstance(error, LLMError) or type(error).__module__.startswith(("litellm", "openai"))

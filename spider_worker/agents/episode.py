@@ -1,0 +1,180 @@
+"""One episode as its worker sees it: started, heard, ended in time."""
+
+from __future__ import annotations
+
+__all__ = ["Episode", "Heard", "run_episode"]
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from spider_worker.agents.pool import AgentPool, PoolGone
+
+#: A line longer than this is no line: an event holds an observation, which the SDK cuts.
+_LINE_BYTES: Final = 64 << 20
+#: Seconds for a killed episode to be gone. The kernel needs far less.
+_PATIENCE: Final = 30.0
+#: Seconds for an agent to be ready: its shell has to come up.
+_START_SECONDS: Final = 120.0
+
+
+@dataclasses.dataclass
+class Heard:
+    """What has been heard of an episode so far; partial where it was ended from outside.
+
+    ``status`` and ``error`` as in ``spider_agent.lines``; ``status`` is ``timeout`` or
+    ``agent_error`` where the worker ended it or it broke without a word, and None while it runs.
+    ``seconds`` count from the moment that the agent was ready.
+    """
+
+    status: str | None = None
+    error: str | None = None
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    messages: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    tools: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    turns: int = 0
+    seconds: float = 0.0
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        match line["op"]:
+            case "event":
+                self.history.append(line["event"])
+            case "messages":
+                self.messages[line["keep"] :] = line["messages"]
+            case "tools":
+                self.tools = line["tools"]
+            case "metrics":
+                self.metrics, self.turns = line["metrics"], line["turns"]
+            case "end":
+                self.status, self.error = line["status"], line["error"]
+
+
+Listener = Callable[[Mapping[str, Any], Heard], None]
+
+
+class Episode:
+    """An episode of ``pool``. ``plan`` is the confinement (None in an unconfined pool), ``log``
+    where what the agent prints goes, ``proxy`` the path of the proxy's socket, ``cgroup`` the
+    ``cgroup.procs`` of a group to run in."""
+
+    def __init__(
+        self,
+        pool: AgentPool,
+        request: Mapping[str, Any],
+        *,
+        plan: Mapping[str, Any] | None,
+        log: Path,
+        timeout: float,
+        proxy: str | None = None,
+        cgroup: Path | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        self.heard = Heard()
+        self._pool = pool
+        self._request = request
+        self._plan = plan
+        self._log = log
+        self._timeout = timeout
+        self._proxy = proxy
+        self._cgroup = cgroup
+        self._listener = listener
+        self._ready = asyncio.Event()
+
+    async def run(self) -> Heard:
+        """Run it to its end: its own, or the hard one after ``timeout`` seconds of work. Nothing
+        of it is alive afterwards, also when this is cancelled. Raises WorkspaceError where it
+        could not be started."""
+        request, writing = os.pipe()
+        reading, lines = os.pipe()
+        opened = [request, lines]
+        try:
+            opened.append(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+            if self._cgroup is not None:
+                opened.append(os.open(self._cgroup, os.O_WRONLY))
+            child = await self._pool.fork(self._plan, opened, proxy=self._proxy)
+        except BaseException:
+            os.close(writing)
+            os.close(reading)
+            raise
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
+        began = time.monotonic()
+        listening = asyncio.create_task(self._listen(reading))
+        try:
+            await asyncio.to_thread(_write, writing, json.dumps(self._request).encode() + b"\n")
+            if await self._wait(self._ready.wait(), child.ended, _START_SECONDS):
+                began = time.monotonic()
+                await self._wait(listening, child.ended, self._timeout)
+        finally:
+            child.kill()
+            await self._gone(child.ended)
+            self.heard.seconds = time.monotonic() - began
+            # What it said before it was killed is in the pipe; nobody holds its other end now.
+            await asyncio.wait([listening])
+        if self.heard.status is None:
+            self._explain(child.ended.result())
+        return self.heard
+
+    async def _wait(self, what: Any, ended: asyncio.Future[int], seconds: float) -> bool:
+        """Until ``what`` or the process's end, at most so long. False where time ran out."""
+        task = asyncio.ensure_future(what)
+        done, _ = await asyncio.wait(
+            [task, ended], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            said = f"it was still at work after {seconds:g} s"
+            self.heard.status, self.heard.error = "timeout", said
+        if not task.done() and not isinstance(what, asyncio.Task):
+            task.cancel()
+        return bool(done)
+
+    async def _gone(self, ended: asyncio.Future[int]) -> None:
+        with contextlib.suppress(PoolGone):
+            async with asyncio.timeout(_PATIENCE):
+                await asyncio.shield(ended)
+
+    async def _listen(self, descriptor: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=_LINE_BYTES)
+        with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+            transport, _ = await loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), pipe
+            )
+            try:
+                while (line := await reader.readline()).endswith(b"\n"):
+                    self._hear(json.loads(line))
+            finally:
+                transport.close()
+
+    def _hear(self, line: Mapping[str, Any]) -> None:
+        if self.heard.status is not None:
+            return  # it was ended from outside, and what it said since changes nothing
+        if line["op"] == "ready":
+            self._ready.set()
+        self.heard.take(line)
+        if self._listener is not None:
+            self._listener(line, self.heard)
+
+    def _explain(self, code: int) -> None:
+        said = self._log.read_text(errors="replace").strip().splitlines()
+        last = said[-1] if said else "it printed nothing"
+        self.heard.status = "agent_error"
+        self.heard.error = f"the agent's process ended with {code} and no last word: {last}"
+
+
+async def run_episode(pool: AgentPool, request: Mapping[str, Any], **options: Any) -> Heard:
+    """Run one episode to its end (see ``Episode``)."""
+    return await Episode(pool, request, **options).run()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb") as pipe:
+        pipe.write(data)
