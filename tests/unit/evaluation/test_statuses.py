@@ -8,7 +8,7 @@ import pytest
 
 from spider_worker.evaluation.statuses import Status, case_of, read_junit, read_log, read_results
 
-SUITE = '''\
+SUITE = """\
 import unittest
 import pytest
 
@@ -50,7 +50,7 @@ def test_setup(never):
 class Old(unittest.TestCase):
     def test_old(self):
         pass
-'''
+"""
 
 
 @pytest.fixture(scope="module")

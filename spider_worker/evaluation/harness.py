@@ -1,0 +1,158 @@
+"""Run a task's tests in a box, and bring back what they said.
+
+One command does it all: it runs the tests with their output in a file, and then prints that file
+and the junit file, packed. Both lie in a folder beside the tree with a name that no patch can know,
+so a junit file or a link that a patch puts into the tree is never read. What a test leaves running
+ends with the command.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ENVIRONMENT", "SuiteRun", "run_suite", "suite_command"]
+
+import base64
+import binascii
+import dataclasses
+import re
+import secrets
+import shlex
+import zlib
+from collections.abc import Mapping
+from typing import Final
+
+from spider_sdk.errors import WorkspaceError
+from spider_worker.evaluation.policy import named_files
+from spider_worker.evaluation.statuses import Results, read_results
+from spider_worker.swe_tasks.base import Task
+from spider_worker.workspaces.base import Box
+
+#: What makes two runs of the same tests alike.
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "PYTHONHASHSEED": "0",
+    "TZ": "UTC",
+    "LC_ALL": "C.UTF-8",
+    "LANG": "C.UTF-8",
+}
+_LOG_BYTES: Final = 4 << 20  # of the log's end
+_JUNIT_BYTES: Final = 64 << 20
+_KEPT_LOG: Final = 20_000  # characters of the log's end, for whoever asks why
+
+# $1 is the command of the tests, $2 a word that separates the parts of what is printed.
+_SCRIPT: Final = f"""
+out=$(mktemp -d -p "${{HOME:-/tmp}}") || exit 97
+if [ -f /opt/miniconda3/bin/activate ]; then
+    . /opt/miniconda3/bin/activate testbed >"$out/log" 2>&1
+fi
+options="-rA --color=no -p no:cacheprovider --junitxml=$out/junit.xml"
+PYTEST_ADDOPTS="$options" bash -c "$1" >>"$out/log" 2>&1 </dev/null
+printf '\\n%s exit %s\\n' "$2" "$?"
+tail -c {_LOG_BYTES} "$out/log" | gzip -c | base64
+printf '%s junit\\n' "$2"
+if [ -f "$out/junit.xml" ] && [ ! -L "$out/junit.xml" ]; then
+    head -c {_JUNIT_BYTES} "$out/junit.xml" | gzip -c | base64
+fi
+printf '%s end\\n' "$2"
+rm -rf "$out"
+"""
+
+_DJANGO: Final = "./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1"
+_SYMPY: Final = "PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose"
+_UNITTEST: Final = re.compile(r"(\s-m\s+unittest)\b(?!.*\s(?:-v|--verbose)\b)")
+_OWN_JUNIT: Final = re.compile(r"\s--junit-?xml(?:=|\s+)\S+")
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteRun:
+    """``exit_code`` None: the tests ran past their time (``timed_out``). ``fault`` says why nothing
+    can be told from what came back; None where something can. ``log`` is the end of the output."""
+
+    results: Results
+    exit_code: int | None
+    seconds: float
+    log: str = ""
+    fault: str | None = None
+
+    @property
+    def timed_out(self) -> bool:
+        return self.exit_code is None
+
+
+def suite_command(task: Task) -> str:
+    """The shell command that runs the task's tests, so that it names each of them."""
+    if task.test_cmd is None:
+        return _default_command(task)
+    command = _OWN_JUNIT.sub("", task.test_cmd)
+    return _UNITTEST.sub(r"\1 -v", command)
+
+
+def _default_command(task: Task) -> str:
+    """As the public harnesses run the tests of data sets that name no command."""
+    added = [name for name in named_files(task.test_patch) if name.endswith(".py")]
+    if task.repo == "django/django":
+        labels = [name.removeprefix("tests/").removesuffix(".py") for name in added]
+        return " ".join((_DJANGO, *(shlex.quote(label.replace("/", ".")) for label in labels)))
+    if task.repo == "sympy/sympy":
+        return " ".join((_SYMPY, *(shlex.quote(name) for name in added)))
+    named = (test for test in (*task.fail_to_pass, *task.pass_to_pass) if "::" in test)
+    files = dict.fromkeys(test.partition("::")[0] for test in named) or dict.fromkeys(added)
+    return " ".join(("pytest", *(shlex.quote(name) for name in files)))
+
+
+async def run_suite(
+    box: Box,
+    task: Task,
+    *,
+    timeout: float,  # noqa: ASYNC109 - the box kills, cancelling would wait
+) -> SuiteRun:
+    """Run the task's tests on the tree as it is. ``timeout`` is in seconds.
+
+    Raises WorkspaceError where the command cannot be started.
+    """
+    word = f"spider-{secrets.token_hex(16)}"
+    done = await box.run(
+        ("bash", "-c", _SCRIPT, "spider", suite_command(task), word),
+        timeout=timeout, env=ENVIRONMENT, network=False,
+    )  # fmt: skip
+    if done.code is None:
+        return SuiteRun(Results(), None, done.seconds)
+    if done.code == 97:
+        raise WorkspaceError(f"no folder for the tests' results can be made: {done.text.strip()}")
+    try:
+        code, log, junit = _parts(done.text, word)
+    except ValueError as error:
+        return SuiteRun(Results(), done.code, done.seconds, done.text[-_KEPT_LOG:], str(error))
+    try:
+        results, fault = read_results(junit, log), None
+    except ValueError as error:
+        results, fault = Results(), str(error)
+    if fault is None and results.count == 0:
+        fault = "no test has run"
+    return SuiteRun(results, code, done.seconds, log[-_KEPT_LOG:], fault)
+
+
+def _parts(output: str, word: str) -> tuple[int, str, bytes | None]:
+    """The tests' own status, their log and their junit file. Raises ValueError."""
+    _, _, rest = output.partition(f"{word} exit ")
+    code, _, rest = rest.partition("\n")
+    log, middle, rest = rest.partition(f"{word} junit\n")
+    junit, end, _ = rest.partition(f"{word} end\n")
+    if not middle or not end or not code.isdigit():
+        raise ValueError("the results of the tests did not come back whole")
+    return (
+        int(code),
+        _unpack(log, _LOG_BYTES).decode("utf-8", "replace"),
+        _unpack(junit, _JUNIT_BYTES) if junit.strip() else None,
+    )
+
+
+def _unpack(text: str, limit: int) -> bytes:
+    """Raises ValueError for what is not packed as the script packs it, or has ``limit`` bytes and
+    may therefore lack its end."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        content = unpacker.decompress(base64.b64decode(text), limit + 1)
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(f"the results of the tests did not come back whole: {error}") from error
+    if len(content) > limit:
+        raise ValueError("the results of the tests are too large")
+    return content
