@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 from spider_agent import confine
+from spider_agent.forward import forward
 from spider_agent.lines import LineWriter, read_request
 
 _PACKET: Final = 1 << 16
@@ -176,7 +177,7 @@ def _first(plan: confine.Plan | None, proxy: str | None, descriptors: list[int])
         _agent(proxy, descriptors)
         status = 0
     except BaseException as error:  # noqa: BLE001 - said, and then the process ends
-        os.write(descriptors[2], f"the episode could not begin: {error!r}\n".encode())
+        os.write(descriptors[2], f"the episode broke: {error!r}\n".encode())
     finally:
         os._exit(status)
 
@@ -187,13 +188,12 @@ def _agent(proxy: str | None, descriptors: list[int]) -> None:
     os.dup2(printed, 2)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    for descriptor in (*descriptors[2:], null):
+    for descriptor in (*descriptors[3:], null):
         os.close(descriptor)
+    os.set_inheritable(printed, False)
     with os.fdopen(source, encoding="utf-8") as stream:
         request = read_request(stream)
     if proxy is not None:
-        from spider_agent.forward import forward
-
         request.llm["base_url"] = f"http://127.0.0.1:{forward(proxy)}/v1"
     from spider_agent.episode import run_episode
 

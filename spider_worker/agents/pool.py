@@ -26,6 +26,10 @@ _START_SECONDS: Final = 180.0
 _PACKET: Final = 1 << 16
 #: What the SDK and what it uses read: no banner, and no prices from the network.
 _QUIET: Final = {"OPENHANDS_SUPPRESS_BANNER": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+#: Places in the box that nothing else is mounted over.
+_LIBRARY: Final = "/run/spider/lib"
+_SOCKETS: Final = "/run/spider/sockets"
+_TMP: Final = "/tmp"  # noqa: S108 - the box's
 _HELP: Final = "`make agent` makes an environment for it; SPIDER_AGENT_PYTHON names another"
 
 
@@ -67,8 +71,13 @@ class AgentPool:
         self._log: Path | None = None
 
     @property
-    def confined(self) -> bool:
-        return self._boxes is not None
+    def sockets(self) -> Path:
+        """A folder for Unix sockets that agents are to reach, as ``socket_path`` says."""
+        return self._folder / "sockets"
+
+    def socket_path(self, name: str) -> str:
+        """Where an agent finds the socket of that name in ``sockets``."""
+        return str(self.sockets / name) if self._boxes is None else f"{_SOCKETS}/{name}"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -82,7 +91,7 @@ class AgentPool:
         with what it said where it does not come up."""
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.sockets.mkdir(parents=True, exist_ok=True)
         self._log = self._folder / "zygote.log"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -120,7 +129,8 @@ class AgentPool:
 
     def _command(self, descriptor: int) -> tuple[list[str], dict[str, str]]:
         library = self._library()
-        inside = [self._python, "-I", "-c", _BOOT.format(library=str(library)), str(descriptor)]
+        shown = str(library) if self._boxes is None else _LIBRARY
+        inside = [self._python, "-I", "-c", _BOOT.format(library=shown), str(descriptor)]
         env = bwrap_environment(self._shell_python) | _QUIET
         if self._boxes is None:
             home = self._folder / "home"
@@ -132,15 +142,19 @@ class AgentPool:
         for name, text in _names().items():
             (names / name).write_text(text)
         roots = {*interpreter_roots(self._python), *interpreter_roots(self._shell_python)}
+        if hidden := [root for root in roots if Path(root).is_relative_to(_TMP)]:
+            raise EngineUnavailable(
+                f"the interpreter in {hidden[0]} would not be seen by an agent, whose {_TMP} is "
+                "its own: make its environment elsewhere"
+            )
         prefix = bwrap_arguments(
             names,
             roots=sorted(roots),
-            read_only=[(str(library), str(library))],
-            writable=[],
+            read_only=[(str(library), _LIBRARY), (str(self.sockets), _SOCKETS)],
             boxes=self._boxes,
         )
         prefix[0] = shutil.which("bwrap") or prefix[0]
-        return [*prefix, *inside], env | {"HOME": HOME, "TMUX_TMPDIR": "/tmp"}  # noqa: S108
+        return [*prefix, *inside], env | {"HOME": HOME, "TMUX_TMPDIR": _TMP}
 
     def _library(self) -> Path:
         """A folder that holds ``spider_agent`` and nothing else: the interpreter is another than
