@@ -113,12 +113,14 @@ class Adapter:
     def read(self, checkpoint: str) -> None:
         """Take the adapter at ``checkpoint``, a PEFT folder or a Hub name. Raises FatalJobError
         if it cannot be read, or is of another base model, rank, scale or kind."""
+        from safetensors import SafetensorError
+
         peft = _peft()
         origin = f"The checkpoint {checkpoint!r}"
         try:
             config = peft.PeftConfig.from_pretrained(checkpoint)
             weights = peft.load_peft_weights(checkpoint, device="cpu")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FatalJobError(
                 f"{origin} is no PEFT adapter that can be read: {type(error).__name__}: {error}"
             ) from error

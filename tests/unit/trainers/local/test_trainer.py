@@ -210,6 +210,16 @@ def test_a_checkpoint_that_is_none_is_refused(
         runner.run(start().load_weights(str(tmp_path)))
 
 
+def test_a_checkpoint_that_is_broken_is_refused(
+    start: Start, runner: asyncio.Runner, tmp_path: Path
+) -> None:
+    runner.run(start().save_adapter(tmp_path))
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(FatalJobError, match="no PEFT adapter that can be read"):
+        runner.run(start().load_weights(str(tmp_path)))
+
+
 def test_a_checkpoint_of_other_modules_is_refused(
     start: Start, runner: asyncio.Runner, tmp_path: Path
 ) -> None:
