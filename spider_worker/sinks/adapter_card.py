@@ -33,6 +33,11 @@ _ENDS: Final = {
     "token_budget": "its token budget",
     "cancelled": "a cancel",
 }
+#: What a student learns from where a teacher gives distributions, by its signal.
+_OBJECTIVES: Final = {
+    "full": "the Jensen–Shannon divergence from the teacher's distribution",
+    "topk": "the cross-entropy with the teacher's most probable tokens",
+}
 _FIGURES: Final = (
     ("eval/kl", "Held-out reverse KL, nats a token"),
     ("eval/kl_per_sample", "Held-out reverse KL, nats a sample"),
@@ -51,8 +56,8 @@ def adapter_card(job: JobConfig, facts: Mapping[str, Any]) -> str:
 
     ``facts``: ``steps``; ``final``, the last record of ``metrics.jsonl``; and where they are
     known ``base_model`` (what the worker loaded: an absolute path says that the name is none of
-    the Hub), ``tokens`` (sampled), ``ended``, ``checkpoints`` (steps) and ``files`` (names that
-    stand beside the card).
+    the Hub), ``tokens`` (sampled), ``ended``, ``checkpoints`` (steps), ``signals`` (what each
+    teacher was asked for, by its name) and ``files`` (names that stand beside the card).
     """
     options = job.generation.on_policy_options
     assert options is not None
@@ -128,7 +133,9 @@ def _summary(
     model = f"[{base}](https://huggingface.co/{base})" if linked else f"`{base}`, a local model"
     rows = [("Base model", model)]
     label = "Teacher" if len(options.teacher) == 1 else "Teachers"
-    rows.append((label, "<br>".join(map(_described, options.teacher))))
+    signals: Mapping[str, str] = facts.get("signals") or {}
+    described = (_described(teacher, signals.get(teacher.name)) for teacher in options.teacher)
+    rows.append((label, "<br>".join(described)))
     rows.append(("Data", f"{data}{config}, split `{source.split}`{revision}"))
     rows.append(("Steps", f"{facts['steps']:,}"))
     if facts.get("tokens") is not None:
@@ -138,15 +145,27 @@ def _summary(
     lines = [
         f"A LoRA adapter (rank {options.lora_rank}), distilled on-policy with Spider {version}: "
         "the student sampled, the teacher scored every token of what it had sampled, and the "
-        "student learnt from the reverse KL on its own tokens.",
+        f"student learnt from {_objective(signals)}.",
         "",
         *_table("", "", rows),
     ]
     return "\n".join(lines)
 
 
-def _described(teacher: TeacherConfig) -> str:
+def _objective(signals: Mapping[str, str]) -> str:
+    dense = [said for signal, said in _OBJECTIVES.items() if signal in signals.values()]
+    plain = "the reverse KL on its own tokens"
+    if not dense:
+        return plain
+    return (
+        f"{' or '.join(dense)} where both could be compared token by token, elsewhere from {plain}"
+    )
+
+
+def _described(teacher: TeacherConfig, signal: str | None) -> str:
     said = [f"`{_shown(teacher)}`"]
+    if signal is not None:
+        said.append(f"signal {signal}")
     if teacher.weight != 1.0:
         said.append(f"weight {teacher.weight:g}")
     if teacher.when:

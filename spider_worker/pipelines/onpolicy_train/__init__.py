@@ -2,6 +2,7 @@
 
 ``pipeline``     plan, run, publish, finalise: the contract of pipelines
 ``parts``        what the pipeline is put together from, each behind a function that builds it
+``sampling``     how the student samples
 ``prompts``      rows in order as prompts, with a cursor; which rows are held out
 ``supervision``  what the teachers make of a rollout: advantages and dense targets
 ``batch``        one batch: sampled, scored, made into training sequences

@@ -34,6 +34,13 @@ class Batch:
     seconds_sample: float
     seconds_score: float
 
+    def require_data(self, step: int) -> None:
+        """Raises FatalJobError where no rollout could be sampled or scored."""
+        if not self.data:
+            reasons = [*self.refused, *(why for one in self.judgements for why in one.refused)]
+            why = reasons[0] if reasons else "every completion is empty"
+            raise FatalJobError(f"no rollout of step {step} could be scored: {why}")
+
     @property
     def tokens(self) -> int:
         """Sampled tokens."""
@@ -68,8 +75,7 @@ class BatchMaker:
         self._baseline = baseline
 
     async def make(self, sampler: TokenEngine, prompts: Sequence[Prompt], step: int) -> Batch:
-        """Each group is scored as soon as it is sampled. Raises FatalJobError where no rollout
-        of the batch could be sampled or scored."""
+        """Each group is scored as soon as it is sampled."""
         began = time.monotonic()
         sampled = began
         refused: list[str] = []
@@ -88,10 +94,6 @@ class BatchMaker:
         rollouts = [rollout for group_rollouts, _ in groups for rollout in group_rollouts]
         judgements = [judgement for _, found in groups for judgement in found]
         data = self._data(rollouts, judgements)
-        if not data:
-            reasons = [*refused, *(why for one in judgements for why in one.refused)]
-            why = reasons[0] if reasons else "every completion is empty"
-            raise FatalJobError(f"no rollout of step {step} could be scored: {why}")
         ended = time.monotonic()
         return Batch(rollouts, judgements, data, refused, sampled - began, ended - sampled)
 

@@ -33,7 +33,7 @@ _SHARE: Final = 50
 @dataclasses.dataclass
 class Progress:
     """Where training is. ``step`` counts finished batches, ``saved`` names those with a
-    checkpoint."""
+    checkpoint; ``signals`` are what the teachers are asked for."""
 
     step: int = 0
     cursor: Cursor = Cursor()
@@ -42,6 +42,7 @@ class Progress:
     rows_dropped: int = 0
     saved: list[int] = dataclasses.field(default_factory=list)
     ended: str | None = None  #: why the run ended, None while it has not
+    signals: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: by teacher
 
 
 def adapter_files(folder: Path, under: str) -> dict[str, Path]:
@@ -63,6 +64,7 @@ class Checkpoints:
         self._cost = 0.0
         self._saved_at = time.monotonic()
         self._files: list[str] = []
+        self._state: Mapping[str, Any] = {}
 
     @staticmethod
     def progress_of(ctx: JobContext) -> tuple[Progress, Mapping[str, Any]]:
@@ -86,7 +88,7 @@ class Checkpoints:
         if not state:
             await self.save(progress, checkpoint=False)
             return progress
-        self._files = list(state["files"])
+        self._state, self._files = state, list(state["files"])
         folder = self._ctx.scratch / "restored"
         await asyncio.to_thread(self._gather, folder)
         await self._trainer.load_state(state["trainer"], folder)
@@ -106,9 +108,7 @@ class Checkpoints:
         states = adapter_files(folder, f"state/{name}")
         files = dict(states)
         if checkpoint and progress.step not in progress.saved:
-            adapter = self._fresh(f"adapter-{name}")
-            await self._trainer.save_adapter(adapter)
-            files |= adapter_files(adapter, f"checkpoints/{name}")
+            files |= await self._adapter(name)
             progress.saved.append(progress.step)
         state = {
             "format": _FORMAT,
@@ -118,9 +118,22 @@ class Checkpoints:
         }
         stale = [old for old in self._files if old not in states]
         await persist(lambda: self._ctx.keep(files, state, drop=stale))
-        self._files = sorted(states)
+        self._state, self._files = state, sorted(states)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began
+
+    async def save_adapter(self, progress: Progress) -> None:
+        """Save the adapter as it is under the last step, beside the state that there is, unless
+        no step was made or that one has its own. Raises LeaseLost."""
+        if not progress.step or progress.step in progress.saved:
+            return
+        files = await self._adapter(record_id(progress.step))
+        await persist(lambda: self._ctx.keep(files, self._state))
+
+    async def _adapter(self, name: str) -> dict[str, Path]:
+        folder = self._fresh(f"adapter-{name}")
+        await self._trainer.save_adapter(folder)
+        return adapter_files(folder, f"checkpoints/{name}")
 
     def _fresh(self, name: str) -> Path:
         folder = self._ctx.scratch / name

@@ -46,13 +46,16 @@ class Evaluation:
         return bool(self._prompts)
 
     async def run(self, sampler: TokenEngine) -> dict[str, float]:
-        """``eval/kl`` and its kin, ``eval/score`` with an evaluator."""
+        """``eval/kl`` and its kin where a teacher could score anything, ``eval/score`` with an
+        evaluator."""
         batch = await self._maker.make(sampler, self._prompts, _SEEDS)
         figures = {
             f"eval/{name}": value
             for name, value in kl_figures(batch.judgements, self._weights).items()
         }
         figures["eval/coverage"] = coverage(batch.rollouts, batch.judgements)
+        if batch.refused:
+            figures["eval/prompts_refused"] = float(len(batch.refused))
         if self._evaluator is not None:
             figures |= await self._scores(sampler, self._evaluator)
         return figures

@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,12 +39,13 @@ from spider_worker.pipelines.onpolicy_train.finish import (
 from spider_worker.pipelines.onpolicy_train.journal import MetricsJournal
 from spider_worker.pipelines.onpolicy_train.parts import ModelText, Parts, RunTracker
 from spider_worker.pipelines.onpolicy_train.prompts import PromptStream, held_out_rows
-from spider_worker.pipelines.onpolicy_train.supervision import Seat, Supervision, choose_signal
+from spider_worker.pipelines.onpolicy_train.sampling import bias_of, sample_params
+from spider_worker.pipelines.onpolicy_train.supervision import Seat, Supervision, choose_signals
 from spider_worker.pipelines.onpolicy_train.training import Training, Workbench
 from spider_worker.pipelines.rows.prompts import Preparer
 from spider_worker.pipelines.rows.reader import Reader
 from spider_worker.sandbox.base import Sandbox
-from spider_worker.tokens import SampleParams, TokenEngine
+from spider_worker.tokens import TokenEngine
 from spider_worker.trainers.base import Trainer
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,6 @@ log = logging.getLogger(__name__)
 #: Seconds for a step to end and its checkpoint to be saved, after a cancel.
 GRACE: Final = 600.0
 UNIT: Final = "train"
-#: What a sampled reverse KL needs: anything else samples from another distribution than the
-#: policy's own, and the estimate is biased.
-_UNBIASED: Final = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-_SAMPLING: Final = frozenset(
-    {*_UNBIASED, "chat_template_kwargs", "max_tokens", "stop_token_ids", "seed"}
-)
 
 
 class OnPolicyPipeline:
@@ -72,7 +67,7 @@ class OnPolicyPipeline:
         self._job = job
         self._options: OnPolicyOptions = options
         self._parts = parts
-        self._params = _sample_params(job, options)
+        self._params = sample_params(job, options)
 
     # -- the contract --------------------------------------------------------------
 
@@ -101,7 +96,7 @@ class OnPolicyPipeline:
         given = job.generation.parameters.get("seed")
         seed = int(_first(options.seed, job.generation.seed, given, secrets.randbits(31)))
         trainer = await self._trainer(ctx, seed)
-        await self._seats(ctx, trainer, test=True)
+        await self._warn_of_idle(ctx, await self._seats(ctx, trainer, test=True))
         trained = None if rows is None else (rows - len(held_out)) * options.epochs
         steps = None if trained is None else math.ceil(trained / options.groups_per_batch)
         spec = {"rows": rows, "held_out": list(held_out), "seed": seed, "steps": steps}
@@ -125,6 +120,7 @@ class OnPolicyPipeline:
             if tracker is not None:
                 await asyncio.to_thread(tracker.start, journal.path)
             bench = await self._workbench(ctx, trainer, checkpoints, journal, tracker, announcer)
+            progress.signals = bench.signals
             progress = await Training(ctx, bench, progress).execute()
             status = progress.ended or status
             await bench.stream.close()
@@ -134,6 +130,11 @@ class OnPolicyPipeline:
             return await self._outcome(ctx, trainer, journal, progress, kept)
         except LeaseLost:
             status = None  # the tracker's run, too, is another attempt's by now
+            raise
+        except asyncio.CancelledError:
+            # A runner that hears first of a lost lease, or is stopped, cancels the task; another
+            # attempt comes after it, but for one whose job was cancelled.
+            status = "cancelled" if ctx.cancelled else None
             raise
         finally:
             journal.close()
@@ -154,6 +155,7 @@ class OnPolicyPipeline:
             "tokens": progress.tokens,
             "ended": progress.ended,
             "checkpoints": progress.saved,
+            "signals": progress.signals,
             "files": list(published) if uploads else [],
             "final": figures,
         }
@@ -225,6 +227,7 @@ class OnPolicyPipeline:
             announcer=announcer,
             options=options,
             teachers=weights,
+            signals={seat.config.name: seat.signal for seat in seats},
             tokenizers={seat.config.name: seat.text.vocabulary.name for seat in seats},
             steps_total=spec["steps"],
         )
@@ -291,12 +294,14 @@ class OnPolicyPipeline:
 
     async def _seats(self, ctx: JobContext, trainer: Trainer, *, test: bool) -> list[Seat]:
         """The teachers, in the order of the config. ``test``: each must show that it can score."""
-        student = await self._student(ctx, trainer)
+        student, teachers = await self._student(ctx, trainer), self._options.teacher
+        engines = [await self._teacher(ctx, *numbered) for numbered in enumerate(teachers)]
+        signals = choose_signals(
+            teachers, list(map(self._parts.signals, engines)), trainer.info.dense
+        )
         seats = []
-        for number, teacher in enumerate(self._options.teacher):
-            engine = await self._teacher(ctx, number, teacher)
+        for teacher, engine, signal in zip(teachers, engines, signals, strict=True):
             text = await asyncio.to_thread(self._parts.teacher_text, ctx, teacher)
-            signal = choose_signal(teacher, self._parts.signals(engine), trainer.info.dense)
             if test:
                 await self._parts.self_test(engine, text, teacher.name)
                 said = f"teacher {teacher.name} scores as it should; signal: {signal}"
@@ -348,11 +353,7 @@ class OnPolicyPipeline:
     # -- checks --------------------------------------------------------------------
 
     async def _warn(self, ctx: JobContext) -> None:
-        biased = {
-            name: value
-            for name, value in self._job.generation.parameters.items()
-            if name in _UNBIASED and value is not None and value not in (_UNBIASED[name], -1)
-        }
+        biased = bias_of(self._job)
         if biased:
             said = ", ".join(f"{name} {value}" for name, value in biased.items())
             await asyncio.to_thread(
@@ -365,6 +366,27 @@ class OnPolicyPipeline:
                 biased,
             )
 
+    async def _warn_of_idle(self, ctx: JobContext, seats: Sequence[Seat]) -> None:
+        """Of options of the policy gradient that were set and find little to do, since a token that
+        has the teacher's distribution learns from that."""
+        dense = {seat.config.name: seat.signal for seat in seats if seat.signal != "sampled"}
+        asked = {
+            name: value
+            for name in ("loss_fn", "kl_discount_factor")
+            if (value := getattr(self._options, name)) != getattr(OnPolicyOptions, name)
+        }
+        if dense and asked:
+            said = ", ".join(f"{name} {value}" for name, value in asked.items())
+            await asyncio.to_thread(
+                ctx.event,
+                "warning",
+                "train.idle_options",
+                f"{said}: holds for the tokens alone that teacher {', '.join(dense)} gives no"
+                f" distribution for (signal {', '.join(sorted(set(dense.values())))}); set the"
+                " teacher's signal to sampled to have it for all",
+                asked,
+            )
+
     def _check_columns(self, columns: list[str] | None) -> None:
         field = self._job.source.field
         # A pre-processor may make the field; then a row without it is left out.
@@ -374,31 +396,6 @@ class OnPolicyPipeline:
             f"source.field {field!r} is no column of {self._job.source.dataset!r}; it has"
             f" {', '.join(columns)}"
         )
-
-
-def _sample_params(job: JobConfig, options: OnPolicyOptions) -> SampleParams:
-    """How the student samples. Raises FatalJobError for a parameter that sampling has not."""
-    parameters = {k: v for k, v in job.generation.parameters.items() if v is not None}
-    unknown = sorted(set(parameters) - _SAMPLING)
-    if unknown:
-        raise FatalJobError(
-            f"generation.parameters: {', '.join(unknown)} is not known to on-policy training, which"
-            f" takes {', '.join(sorted(_SAMPLING))}"
-        )
-    length = parameters.get("max_tokens", options.max_tokens)
-    if length != options.max_tokens and "max_tokens" in parameters:
-        raise FatalJobError(
-            f"generation.parameters.max_tokens ({length}) and on_policy_options.max_tokens"
-            f" ({options.max_tokens}) differ; keep the second"
-        )
-    top_k = int(parameters.get("top_k", 0))
-    return SampleParams(
-        max_tokens=options.max_tokens,
-        stop=tuple(int(one) for one in parameters.get("stop_token_ids", ())),
-        temperature=float(parameters.get("temperature", 1.0)),
-        top_p=float(parameters.get("top_p", 1.0)),
-        top_k=max(top_k, 0),
-    )
 
 
 def _tell_row_error(announcer: Announcer, index: int, error: RowError) -> None:

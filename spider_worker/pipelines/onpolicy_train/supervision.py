@@ -3,11 +3,20 @@ gives distributions, targets for the positions at which both models stand at the
 
 from __future__ import annotations
 
-__all__ = ["Judgement", "Rollout", "Seat", "Supervision", "Verdict", "choose_signal"]
+__all__ = [
+    "Judgement",
+    "Rollout",
+    "Seat",
+    "Supervision",
+    "Verdict",
+    "choose_signal",
+    "choose_signals",
+]
 
 import asyncio
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -58,6 +67,44 @@ def choose_signal(teacher: TeacherConfig, offered: frozenset[str], dense: frozen
         f" {', '.join(sorted(offered)) or 'none'}, and the trainer takes"
         f" {', '.join(sorted(dense | {'sampled'}))}"
     )
+
+
+def choose_signals(
+    teachers: Sequence[TeacherConfig], offered: Sequence[frozenset[str]], dense: frozenset[str]
+) -> list[str]:
+    """``choose_signal`` for each. Targets of two kinds do not add up, so teachers that may share a
+    row have one kind: a ``full`` that ``auto`` came to gives way to a neighbour's ``topk``. Raises
+    NotSupported where it cannot."""
+    signals = [choose_signal(*pair, dense) for pair in zip(teachers, offered, strict=True)]
+    agreed = False
+    while not agreed:
+        agreed = True
+        for (one, other), (first, second) in zip(
+            itertools.permutations(range(len(teachers)), 2),
+            itertools.permutations(teachers, 2),
+            strict=True,
+        ):
+            if (signals[one], signals[other]) == ("full", "topk") and _may_meet(first, second):
+                if first.signal != "auto" or "topk" not in offered[one]:
+                    raise NotSupported(
+                        f"teachers {first.name!r} (signal full) and {second.name!r} (topk) cannot"
+                        " share a row: give them one signal, or rows of their own with `when`"
+                    )
+                signals[one], agreed = "topk", False
+    return signals
+
+
+def _may_meet(one: TeacherConfig, other: TeacherConfig) -> bool:
+    """Whether a row could be for both."""
+    return all(
+        any(value in _alternatives(other.when[column]) for value in _alternatives(wanted))
+        for column, wanted in one.when.items()
+        if column in other.when
+    )
+
+
+def _alternatives(wanted: Any) -> Sequence[Any]:
+    return wanted if isinstance(wanted, list | tuple) else (wanted,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -123,10 +170,7 @@ class Seat:
     def concerns(self, row: Mapping[str, Any]) -> bool:
         """Whether ``when`` holds for the row's columns; a list there names alternatives."""
         for column, wanted in self.config.when.items():
-            if column not in row:
-                return False
-            alternatives = wanted if isinstance(wanted, list | tuple) else (wanted,)
-            if row[column] not in alternatives:
+            if column not in row or row[column] not in _alternatives(wanted):
                 return False
         return True
 

@@ -39,7 +39,7 @@ from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
 @dataclasses.dataclass(frozen=True)
 class Workbench:
     """What a run works with. ``steps_total`` None: the data's length is unknown. ``teachers`` maps
-    names to weights, ``tokenizers`` to tokenizers."""
+    names to weights, ``signals`` to what they are asked for, ``tokenizers`` to tokenizers."""
 
     trainer: Trainer
     stream: PromptStream
@@ -51,6 +51,7 @@ class Workbench:
     announcer: Announcer
     options: OnPolicyOptions
     teachers: Mapping[str, float]
+    signals: Mapping[str, str]
     tokenizers: Mapping[str, str]
     steps_total: int | None
 
@@ -65,6 +66,7 @@ class Training:
         self._options = bench.options
         self._ahead: asyncio.Task[list[Prompt]] | None = None
         self._unsaved = False
+        self._between = False  # the weights are those of no whole step
 
     async def execute(self) -> Progress:
         """Train to an end; ``Progress.ended`` says to which: ``data``, ``token_budget`` or
@@ -142,6 +144,7 @@ class Training:
         sampler = await bench.trainer.sampler()
         refreshed = time.monotonic()
         batch = await bench.maker.make(sampler, prompts, step)
+        batch.require_data(step)
         require_coverage(
             batch, self._options.min_coverage, bench.trainer.info.tokenizer, bench.tokenizers
         )
@@ -152,7 +155,7 @@ class Training:
         progress.cursor = prompts[-1].after
         progress.tokens += batch.tokens
         progress.row_errors, progress.rows_dropped = bench.stream.errors, bench.stream.dropped
-        self._unsaved = True
+        self._unsaved, self._between = True, False
         self._read_ahead()
         figures = {
             "epoch": prompts[-1].epoch,
@@ -164,9 +167,14 @@ class Training:
             "seconds/score": batch.seconds_score,
             "seconds/train": learnt - trained,
         }
-        if await self._evaluates(step):
-            figures |= await bench.evaluation.run(await bench.trainer.sampler())
-            figures["seconds/eval"] = time.monotonic() - learnt
+        try:
+            if await self._evaluates(step):
+                figures |= await bench.evaluation.run(await bench.trainer.sampler())
+                figures["seconds/eval"] = time.monotonic() - learnt
+        except Exception:
+            # The step was made all the same: a state of it is saved, and its record goes along.
+            self._publish(step, figures, self._sentence(step, figures))
+            raise
         figures["seconds"] = time.monotonic() - began
         self._publish(step, figures, self._sentence(step, figures))
         await self._save_if_due(step)
@@ -188,6 +196,7 @@ class Training:
                     " the usual cures"
                 )
             measured = {**result.metrics, **await trainer.optim_step(adam)}
+            self._between = True
             total += result.loss
             tokens += sum(int(datum.mask.sum()) for datum in chunk)
         figures = {**measured, "loss": total, "loss_per_token": total / max(tokens, 1)}
@@ -247,10 +256,14 @@ class Training:
     async def _save_in_distress(self, why: BaseException) -> None:
         """Keep what the last whole step left, where an error ends the attempt. What then keeps it
         from being saved must not hide that error: it becomes a note on it."""
-        if not self._unsaved or isinstance(why, AuthError):
+        if not (self._unsaved or self._between) or isinstance(why, AuthError):
             return
         try:
-            await self._save(checkpoint=True)
+            if self._between:
+                # No state: whoever went on from it would take a part of the step twice.
+                await self._bench.checkpoints.save_adapter(self._progress)
+            else:
+                await self._save(checkpoint=True)
         except SpiderError as error:
             why.add_note(f"and the last step could not be saved: {error.message}")
 

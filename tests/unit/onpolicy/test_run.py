@@ -3,6 +3,7 @@ interrupted one ends where an unbroken one does."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -232,6 +233,102 @@ def test_a_teacher_that_is_lost_in_the_middle_fails_the_attempt_not_the_job(
         first.go()
 
 
+def test_a_step_that_was_cut_short_leaves_its_adapter_and_no_state(
+    tmp_path: Path, models: Models
+) -> None:
+    options = {"num_substeps": 2, **teacher(models, **SAMPLED)}
+    whole = Run(tmp_path / "whole", models, options=options)
+    whole.go()
+    # The second part of step 3: the first has moved the weights already.
+    gone = EngineUnavailable("the service is gone")
+    broken = Run(tmp_path / "broken", models, options=options)
+    broken._changes["trainer"] = after(5, gone, "forward_backward")
+    with pytest.raises(PipelineError, match="is gone"):
+        broken.go()
+    assert broken.artifact("checkpoints/step-000002/adapter_model.safetensors").is_file()
+    broken._changes.clear()
+    broken.go()
+    assert without_times(broken.metrics()) == without_times(whole.metrics())
+
+
+def test_a_step_whose_evaluation_fails_is_on_record(tmp_path: Path, models: Models) -> None:
+    failing = {
+        "name": "score",
+        "source": "calls = 0\n"
+        "def score(row):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return 1 if calls <= 4 else 1 / 0\n",
+    }
+    options = {"eval_every": 2}
+    run = Run(tmp_path, models, evaluator=failing, options=options)
+    with pytest.raises(FatalJobError, match="division by zero"):
+        run.go()
+    document = json.loads((tmp_path / "state.json").read_bytes())
+    step = document["state"]["progress"]["step"]
+    assert step > 0
+    journal = tmp_path / "units" / document["units"]["train"]["journal"]
+    told = [json.loads(line)["step"] for line in journal.read_bytes().splitlines()]
+    assert told == list(range(step + 1))
+
+
+def test_held_out_rows_that_cannot_be_asked_do_not_end_the_run(
+    tmp_path: Path, models: Models
+) -> None:
+    # Of 8 rows in all, those that are held out are longer than the student's context.
+    rows = [{"question": "count " * (200 if n in (2, 6) else 1), "kind": "odd"} for n in range(8)]
+    run = Run(tmp_path, models, rows=rows)
+    run.go()
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2]
+    assert run.metrics()[0]["eval/prompts_refused"] == 2
+    assert "eval/kl" not in run.metrics()[0]
+
+
+class Tracker:
+    """Remembers how it ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str | None] = []
+
+    def check(self) -> None: ...
+
+    def start(self, metrics: Path) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def finish(self, status: str | None) -> Mapping[str, Path]:
+        self.ended.append(status)
+        return {}
+
+
+def test_an_attempt_that_is_taken_back_leaves_its_tracker_to_the_next(
+    tmp_path: Path, models: Models
+) -> None:
+    tracker = Tracker()
+    changes = {
+        "tracker": lambda _: lambda ctx, step: tracker,
+        "trainer": after(1, asyncio.CancelledError(), "optim_step"),
+    }
+    run = Run(tmp_path, models, changes=changes)
+    with pytest.raises(asyncio.CancelledError):
+        run.go()
+    assert tracker.ended == [None]
+
+
+def test_options_that_find_little_to_do_are_warned_of(tmp_path: Path, models: Models) -> None:
+    for signal, asked, told in (
+        ("full", {"loss_fn": "ppo", "kl_discount_factor": 0.5}, True),
+        ("sampled", {"loss_fn": "ppo"}, False),
+        ("full", {"loss_fn": "importance_sampling"}, False),
+    ):
+        options = {**teacher(models, signal=signal), **asked}
+        run = Run(tmp_path / f"{signal}-{asked['loss_fn']}", models, rows=6, options=options)
+        run.go()
+        assert run.events("train.idle_options") == ([asked] if told else [])
+    card = run.artifact("adapter/README.md").read_text("utf-8")
+    assert "signal full" in card
+
+
 def test_too_little_in_common_names_both_tokenizers(tmp_path: Path, models: Models) -> None:
     run = Run(tmp_path, models, options={"min_coverage": 1.0})
     with pytest.raises(FatalJobError, match="min_coverage") as caught:
@@ -310,7 +407,18 @@ def sampling(models: Models, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("parameters", "said"),
-    [({"min_p": 0.1}, "min_p"), ({"max_tokens": 9}, "max_tokens")],
+    [
+        ({"min_p": 0.1}, "min_p"),
+        ({"max_tokens": 9}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature: expected a number"),
+        ({"temperature": -1}, "temperature: expected"),
+        ({"top_p": -1}, "top_p: expected"),
+        ({"top_p": 1.7}, "top_p: expected"),
+        ({"top_k": 0.5}, "top_k: expected"),
+        ({"stop_token_ids": 5}, "stop_token_ids: expected a list"),
+        ({"seed": "one"}, "seed: expected"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs: expected a mapping"),
+    ],
 )
 def test_a_sampling_parameter_that_training_has_not_is_refused(
     tmp_path: Path, models: Models, parameters: dict[str, Any], said: str

@@ -23,6 +23,7 @@ from spider_worker.pipelines.onpolicy_train.supervision import (
     Seat,
     Supervision,
     choose_signal,
+    choose_signals,
 )
 from spider_worker.pipelines.rows.prompts import Prepared
 from spider_worker.tokens import Ids, SampledTokens, TokenEngineInfo, TokenScores, TopK
@@ -419,3 +420,32 @@ def test_a_signal_that_is_not_to_be_had_is_refused(
 ) -> None:
     with pytest.raises(NotSupported, match=f"'t': signal '{wanted}' is not to be had"):
         choose_signal(TeacherConfig("t", signal=wanted), frozenset(offered), frozenset(dense))
+
+
+ALL = frozenset({"sampled", "topk", "full"})
+SERVED = frozenset({"sampled", "topk"})
+DENSE = frozenset({"cross_entropy", "jsd"})
+
+
+@pytest.mark.parametrize(
+    ("teachers", "offered", "found"),
+    [
+        ([{}, {}], [ALL, SERVED], ["topk", "topk"]),
+        ([{}, {}, {}], [ALL, SERVED, ALL], ["topk", "topk", "topk"]),
+        ([{}, {"signal": "sampled"}], [ALL, SERVED], ["full", "sampled"]),
+        ([{"when": {"k": "a"}}, {"when": {"k": ["b", "c"]}}], [ALL, SERVED], ["full", "topk"]),
+        ([{"when": {"k": "a"}}, {"when": {"k": ["a", "b"]}}], [ALL, SERVED], ["topk", "topk"]),
+        ([{"when": {"k": "a"}}, {"when": {"other": 1}}], [ALL, SERVED], ["topk", "topk"]),
+    ],
+)
+def test_teachers_that_may_share_a_row_agree_on_a_signal(
+    teachers: list[dict[str, Any]], offered: list[frozenset[str]], found: list[str]
+) -> None:
+    configs = [TeacherConfig(f"t{number}", **one) for number, one in enumerate(teachers)]
+    assert choose_signals(configs, offered, DENSE) == found
+
+
+def test_teachers_that_are_told_two_kinds_of_signal_are_refused_before_the_first_step() -> None:
+    teachers = [TeacherConfig("a", signal="full"), TeacherConfig("b")]
+    with pytest.raises(NotSupported, match=r"'a' .signal full. and 'b' .* cannot share a row"):
+        choose_signals(teachers, [ALL, SERVED], DENSE)

@@ -107,6 +107,15 @@ def test_the_text_tells_teacher_data_figures_and_use() -> None:
     assert "stop token" not in text  # null at the end
 
 
+def test_what_the_student_learnt_from_is_told() -> None:
+    assert "learnt from the reverse KL on its own tokens." in card()
+    assert "learnt from the reverse KL" in card(signals={"org/teacher": "sampled"})
+    text = card(signals={"org/teacher": "full"})
+    assert "learnt from the Jensen–Shannon divergence" in text
+    assert "| Teacher | `org/teacher`, signal full |" in text
+    assert "cross-entropy with the teacher's" in card(signals={"org/teacher": "topk"})
+
+
 def test_the_code_of_the_card_is_code() -> None:
     blocks = re.findall(r"```python\n(.*?)```", card(), re.DOTALL)
     assert blocks
