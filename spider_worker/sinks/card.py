@@ -153,10 +153,14 @@ def config_front_matter(
     from, None where that is not on the Hub.
     """
     front = yaml.safe_load(text) or {}
-    configs = [c for c in _entries(front, "configs") if c.get("config_name", "default") != config]
+    configs = _entries(front, "configs")
+    names = [entry.get("config_name", "default") for entry in configs]
+    # In its place, or jobs that share a repository would change the order in turn, for ever.
+    place = names.index(config) if config in names else len(names)
+    configs = [entry for entry, name in zip(configs, names, strict=True) if name != config]
     if rows:
         files = [{"split": split, "path": f"{data_folder(config)}/{split}-*.parquet"}]
-        configs.append({"config_name": config, "data_files": files})
+        configs.insert(place, {"config_name": config, "data_files": files})
     # What push_to_hub once noted of this configuration (types, numbers of rows) describes
     # files that are replaced, and load_dataset would hold the new ones against it.
     infos = _entries(front, "dataset_info")

@@ -38,20 +38,22 @@ class _Shape:
     pattern: re.Pattern[str]
 
 
-#: Line ends as they are or as JSON escapes them, once or several times.
-_GAP: Final = r"(?:\s|\\+[nrt])"
+#: Between two lines of a key: line ends as they are or as JSON escapes them, quotes, and the line
+#: numbers of a file viewer.
+_GAP: Final = r"(?:\s|\\+[nrt]|[\"'])*(?:\d{1,6}(?:\t|\\+t))?"
 _PRIVATE: Final = r"[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
 
-#: A digit is asked for where words with hyphens or underscores would match otherwise.
+#: A digit is asked for where words with hyphens or underscores would match otherwise. It is looked
+#: for so far and no further, or a hostile text would take the square of its length in time.
 _SHAPES: Final = (
     _Shape(
         "private-key",
         ("PRIVATE KEY",),
         re.compile(
             rf"-----BEGIN {_PRIVATE}"
-            rf"(?:[\w+/=\s\\:,.()\"'-]{{40,20000}}?-----END {_PRIVATE}"
+            rf"(?:(?:[\w+/=\s\\:,.()\"']|-(?!----)){{40,20000}}?-----END {_PRIVATE}"
             # Cut off by whoever shortened the output.
-            rf"|(?:{_GAP}|[\"'])*[A-Za-z0-9+/=]{{40,}}(?:{_GAP}*[A-Za-z0-9+/=]{{16,}})*)"
+            rf"|{_GAP}[A-Za-z0-9+/=]{{40,}}(?:{_GAP}[A-Za-z0-9+/=]{{16,}})*)"
         ),
     ),
     _Shape(
@@ -64,7 +66,7 @@ _SHAPES: Final = (
     _Shape(
         "api-key",
         ("sk-",),
-        re.compile(r"(?<![A-Za-z0-9_-])sk-(?=[\w-]*\d)[\w-]{20,}"),
+        re.compile(r"(?<![A-Za-z0-9_-])sk-(?=[\w-]{0,200}\d)[\w-]{20,}"),
     ),
     _Shape(
         "stripe-key",
@@ -80,7 +82,7 @@ _SHAPES: Final = (
     _Shape(
         "slack-token",
         ("xox", "xapp-"),
-        re.compile(r"(?<![A-Za-z0-9])(?:xox[abeoprs]|xapp)-(?=[\w-]*\d)[A-Za-z0-9-]{10,}"),
+        re.compile(r"(?<![A-Za-z0-9])(?:xox[abeoprs]|xapp)-(?=[\w-]{0,200}\d)[A-Za-z0-9-]{10,}"),
     ),
     _Shape("npm-token", ("npm_",), re.compile(r"(?<![A-Za-z0-9])npm_[A-Za-z0-9]{36}")),
     _Shape("pypi-token", ("pypi-AgE",), re.compile(r"(?<![A-Za-z0-9])pypi-AgE[\w-]{50,}")),
@@ -94,7 +96,7 @@ _SHAPES: Final = (
         ("uthorization", "UTHORIZATION"),
         re.compile(
             r"authorization[\\\"']*\s*[:=]\s*[\\\"']*(?:bearer|basic|token)\s+"
-            r"(?P<key>(?=[A-Za-z._~+/=-]*\d)[\w.~+/=-]{16,})",
+            r"(?P<key>(?=[A-Za-z._~+/=-]{0,400}\d)[\w.~+/=-]{16,})",
             re.IGNORECASE,
         ),
     ),

@@ -115,3 +115,9 @@ def test_a_broken_front_matter_is_not_overwritten(front: str) -> None:
 def test_a_running_job_says_so() -> None:
     assert "goes on" in render(None, counts=None)
     assert "goes on" not in render(render(None, counts=None))
+
+
+def test_configurations_keep_their_order() -> None:
+    both = render(render(None, config="one"), config="two")
+    assert render(both, config="one") == both
+    assert [c["config_name"] for c in front_of(both)["configs"]] == ["one", "two"]
