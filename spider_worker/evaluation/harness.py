@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["ENVIRONMENT", "SuiteRun", "run_suite", "suite_command"]
 
+import asyncio
 import base64
 import binascii
 import dataclasses
@@ -109,16 +110,21 @@ async def run_suite(
     Raises WorkspaceError where the command cannot be started.
     """
     word = f"spider-{secrets.token_hex(16)}"
-    done = await box.run(
-        ("bash", "-c", _SCRIPT, "spider", suite_command(task), word),
-        timeout=timeout, env=ENVIRONMENT, network=False,
-    )  # fmt: skip
+    file = box.vault / word
+    try:
+        done = await box.run(
+            ("bash", "-c", _SCRIPT, "spider", suite_command(task), word),
+            timeout=timeout, env=ENVIRONMENT, network=False, stdout=file,
+        )  # fmt: skip
+        printed = await asyncio.to_thread(file.read_text, "utf-8", "replace")
+    finally:
+        file.unlink(missing_ok=True)
     if done.code is None:
         return SuiteRun(Results(), None, done.seconds)
     if done.code == 97:
         raise WorkspaceError(f"no folder for the tests' results can be made: {done.text.strip()}")
     try:
-        code, log, junit = _parts(done.text, word)
+        code, log, junit = _parts(printed, word)
     except ValueError as error:
         return SuiteRun(Results(), done.code, done.seconds, done.text[-_KEPT_LOG:], str(error))
     try:
