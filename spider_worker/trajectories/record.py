@@ -8,7 +8,7 @@ stay for what they cost.
 
 from __future__ import annotations
 
-__all__ = ["DONE", "STATUSES", "Key", "Record", "build", "cost_of", "is_done"]
+__all__ = ["DONE", "STATUSES", "Key", "Record", "build", "cost_of", "is_done", "judged"]
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -79,6 +79,23 @@ def build(
         "tools": list(tools),
         "resolved": None,
         "report": None,
+    }
+
+
+def judged(
+    record: Mapping[str, Any], resolved: bool | None, report: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A record with a judge's verdict (None: the judge could not tell) in the place of an earlier
+    one. The report has it too, and stands in ``test_result`` as well: readers of OpenHands' files
+    look for them there."""
+    result = record.get("test_result")
+    result = dict(result) if isinstance(result, Mapping) else {}
+    said = {**report, "resolved": resolved}
+    return {
+        **record,
+        "resolved": resolved,
+        "report": said,
+        "test_result": {**result, "report": said},
     }
 
 

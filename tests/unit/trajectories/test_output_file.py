@@ -15,7 +15,7 @@ import pytest
 
 from spider_sdk.errors import UsageError
 from spider_worker.trajectories.output_file import append, read, read_index, rewrite
-from spider_worker.trajectories.record import STATUSES, Record, build, is_done
+from spider_worker.trajectories.record import STATUSES, Record, build, is_done, judged
 from tests.support.trajectories import record
 
 
@@ -201,3 +201,12 @@ def test_a_record_of_openhands_own_is_understood() -> None:
     assert old.cost == 1.0
     assert Record({**data, "error": "boom"}).status == "agent_error"
     assert Record({**data, "test_result": {"git_patch": ""}}).status == "empty_patch"
+
+
+@pytest.mark.parametrize("verdict", [True, False, None])
+def test_a_verdict_replaces_an_earlier_one_wherever_it_is_read(verdict: bool | None) -> None:
+    before = judged(record("a"), not verdict, {"resolved": not verdict, "old": 1})
+    made = judged(before, verdict, {"resolved": "stale", "failed": ["x"]})
+    assert Record(made).resolved is verdict
+    assert made["report"] == made["test_result"]["report"] == {"resolved": verdict, "failed": ["x"]}
+    assert made["test_result"]["git_patch"] == record("a")["test_result"]["git_patch"]
