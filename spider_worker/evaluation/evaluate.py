@@ -107,7 +107,7 @@ async def evaluate_file(
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(num_workers, len(work))):
+            for _ in range(min(max(1, num_workers), len(work))):
                 group.create_task(serve())
     except* SpiderError as errors:
         # The others were stopped for the first one's sake.

@@ -7,17 +7,20 @@ import dataclasses
 import json
 import os
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
 
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
-from spider_worker.evaluation.judge import Judge
+from spider_worker.evaluation.judge import GoldCheck, Judge
 from spider_worker.evaluation.patches import METHODS
 from spider_worker.swe_tasks.base import Origin, Task
 from spider_worker.workspaces.local import LocalWorkspace
-from tests.support.boxes import KINDS, workspace
+from tests.support.boxes import KINDS, alive, workspace
 from tests.support.swe_repos import SweRepo, make_repos
+
+TIMEOUT = 300.0  # seconds; far more than any run takes that does not hang
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -87,16 +90,22 @@ def patch_of(repo: SweRepo, tmp_path: Path, files: dict[str, str | None]) -> str
 
 def judge(kind: str, tmp_path: Path, task: Task, patch: str | None, **options: object):
     place = workspace(kind, tmp_path / "boxes")
-    report = asyncio.run(Judge(place, **({"timeout": 120.0} | options)).judge(task, patch))
+    report = asyncio.run(Judge(place, **({"timeout": TIMEOUT} | options)).judge(task, patch))
     boxes = tmp_path / "boxes"
     assert not boxes.exists() or list(boxes.iterdir()) == []
     return report
 
 
-@kinds
 @pytest.mark.parametrize("name", NAMES)
+def test_a_task_proves_itself(name, repos, tmp_path, cache):
+    """Its solution passes, and the state without it does not."""
+    judge = Judge(workspace("bwrap", tmp_path / "boxes"), timeout=TIMEOUT, cache=cache)
+    assert asyncio.run(judge.check(task_of(repos[name]))) == GoldCheck(True)
+
+
+@kinds
+@pytest.mark.parametrize("name", ["calc", "hidden", "unittest"])
 def test_the_solution_resolves(kind, name, repos, tmp_path, cache):
-    """Which needs the task's check: the solution passes, and the state without it does not."""
     report = judge(kind, tmp_path, task_of(repos[name]), repos[name].gold_patch, cache=cache)
     assert report.resolved is True, report
     assert (report.apply_method, report.restored, report.flaky) == (METHODS[0], (), ())
@@ -112,8 +121,8 @@ SKIP = (
     "    outcome = yield\n    outcome.get_result().outcome = 'passed'\n"
 )
 BROKEN = "def total(values):\n    return sum(values)\n\n\ndef mean(values):\n    return sum(value\n"
-BUGGY = "def total(values):\n    return sum(values)\n\n\ndef mean(values):\n    return total(values) // len(values)\n"
-FORGED = '<testsuites><testsuite><testcase classname="tests.test_calc" name="{}"/></testsuite></testsuites>'
+BUGGY = WRONG.replace("1.5", "total(values) // len(values)")
+FORGED = '<testsuite><testcase classname="tests.test_calc" name="{}"/></testsuite>'
 # Code under test that puts its own junit file over the runner's when the process ends.
 FORGER = (
     BUGGY
@@ -150,51 +159,58 @@ CHEATS = {
 }
 
 
-@kinds
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_a_cheat_does_not_resolve(kind, cheat, repos, tmp_path, cache):
+def test_a_cheat_does_not_resolve(cheat, repos, tmp_path, cache):
     repo = repos["calc"]
     patch = patch_of(repo, tmp_path, CHEATS[cheat])
-    report = judge(kind, tmp_path, task_of(repo), patch, cache=cache, reruns=0)
+    report = judge("bwrap", tmp_path, task_of(repo), patch, cache=cache, reruns=0)
     assert report.resolved is False, report
     assert repo.fail_to_pass[0] in report.fail_to_pass.failed or report.pass_to_pass.failed
 
 
-@kinds
-def test_a_script_to_reproduce_the_fault_spoils_nothing(kind, repos, tmp_path, cache):
+def test_a_script_to_reproduce_the_fault_spoils_nothing(repos, tmp_path, cache):
     repo = repos["calc"]
     solved = BUGGY.replace("//", "/")
     script = "import sys\nsys.exit('this is no module')\n"
     patch = patch_of(repo, tmp_path, {"calc.py": solved, "test_repro.py": script})
-    report = judge(kind, tmp_path, task_of(repo), patch, cache=cache)
+    report = judge("bwrap", tmp_path, task_of(repo), patch, cache=cache)
     assert (report.resolved, report.restored) == (True, ("test_repro.py",))
+
+
+class TrustingJudge(Judge):
+    """Takes a task for valid: a short timeout is for the patch alone."""
+
+    async def check(self, task: Task) -> GoldCheck:
+        return GoldCheck(True)
 
 
 @kinds
 def test_a_patch_that_hangs_is_not_resolved_and_gone(kind, repos, tmp_path):
-    repo = repos["calc"]
-    slow = "import time\ntime.sleep(10_000)\n"
-    patch = patch_of(repo, tmp_path, {"calc.py": slow})
-    report = judge(kind, tmp_path, task_of(repo), patch, timeout=20.0, reruns=0)
-    assert (report.resolved, report.test_timeout, report.runs) == (False, True, 1)
+    marker = f"sleep-{uuid.uuid4().hex}"
+    slow = f"import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1000; : {marker}'])\n"
+    patch = patch_of(repos["calc"], tmp_path, {"calc.py": slow})
+    judge = TrustingJudge(workspace(kind, tmp_path / "boxes"), timeout=3.0, reruns=2)
+    report = asyncio.run(judge.judge(task_of(repos["calc"]), patch))
+    assert (report.resolved, report.test_timeout, report.error_eval) == (False, True, False)
+    assert report.runs == 2, "a run past its time has one more chance, not two"
+    assert alive(marker) == []
+    assert list((tmp_path / "boxes").iterdir()) == []
 
 
-@kinds
-def test_a_patch_that_fits_only_roughly_resolves(kind, repos, tmp_path, cache):
+def test_a_patch_that_fits_only_roughly_resolves(repos, tmp_path, cache):
     repo = repos["calc"]
     patch = (
         "--- a/calc.py\n+++ b/calc.py\n@@ -4,3 +4,3 @@\n a line that is not there\n"
         " def mean(values):\n-    return total(values) // len(values)\n"
         "+    return total(values) / len(values)\n"
     )
-    report = judge(kind, tmp_path, task_of(repo), patch, cache=cache)
+    report = judge("bwrap", tmp_path, task_of(repo), patch, cache=cache)
     assert (report.resolved, report.apply_method) == (True, METHODS[2])
 
 
-@kinds
-def test_a_patch_that_does_not_fit_is_not_resolved(kind, repos, tmp_path, cache):
+def test_a_patch_that_does_not_fit_is_not_resolved(repos, tmp_path, cache):
     patch = "--- a/calc.py\n+++ b/calc.py\n@@ -1 +1 @@\n-nothing like it\n+x\n"
-    report = judge(kind, tmp_path, task_of(repos["calc"]), patch, cache=cache)
+    report = judge("bwrap", tmp_path, task_of(repos["calc"]), patch, cache=cache)
     assert (report.resolved, report.failed_apply_patch, report.runs) == (False, True, 0)
     assert report.apply_method is None
     assert "calc.py" in report.error
@@ -351,5 +367,5 @@ def test_a_box_that_fails_in_a_rerun_does_not_undo_what_is_known(repos, tmp_path
     repo = repos["calc"]
     place = Counting(tmp_path, refuse_from=2)
     patch = patch_of(repo, tmp_path, {"calc.py": WRONG})
-    report = asyncio.run(Judge(place, cache=cache, timeout=120.0).judge(task_of(repo), patch))
+    report = asyncio.run(Judge(place, cache=cache, timeout=TIMEOUT).judge(task_of(repo), patch))
     assert (report.resolved, report.runs) == (False, 1)
