@@ -16,7 +16,11 @@ from openhands.sdk.conversation.exceptions import ConversationRunError
 from openhands.sdk.conversation.impl.local_conversation import LocalConversation
 from openhands.sdk.event import Event, LLMConvertibleEvent
 from openhands.sdk.event.conversation_error import ConversationErrorEvent
-from openhands.sdk.event.llm_convertible import ActionEvent, SystemPromptEvent
+from openhands.sdk.event.llm_convertible import (
+    ActionEvent,
+    ObservationBaseEvent,
+    SystemPromptEvent,
+)
 from openhands.sdk.llm.exceptions import LLMError
 from openhands.tools.preset.default import get_default_tools
 from openhands.tools.terminal import TerminalAction, TerminalTool
@@ -121,7 +125,9 @@ class _Episode:
             self._limit = event
         if isinstance(event, ActionEvent):
             self._tell_metrics()
-            self._tell_messages(event)  # what is killed while a tool runs has its last words
+        if isinstance(event, ActionEvent | ObservationBaseEvent):
+            # Killed while a tool runs or the model thinks, it has been heard to its last word.
+            self._tell_messages(event)
 
     def _tell_messages(self, *latest: LLMConvertibleEvent) -> None:
         """What the model has been shown and has said, as the SDK would send it next; ``latest``

@@ -55,6 +55,13 @@ class WorkerSettings:
     python_offline_gen: str | None = setting(None, "Interpreter of the offline-gen runners.")
     python_onpolicy_train: str | None = setting(None, "Interpreter of the onpolicy-train runners.")
     python_swe_agent: str | None = setting(None, "Interpreter of the swe-agent runners.")
+    agent_python: str | None = setting(
+        None, "Interpreter (3.12 or newer) with openhands-ai (default: that of .venv-agent)."
+    )
+    swe_slots: int = setting(0, "Agents that one swe-agent runner has at work (0: the job's).")
+    allow_local_workspace: bool = setting(
+        False, "Let SWE jobs take workspace: local, which keeps an agent from nothing."
+    )
     sandbox: str = setting(
         "auto", "auto, bwrap, namespaces or process (process: no isolation from the host)."
     )

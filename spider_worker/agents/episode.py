@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Episode", "Heard", "run_episode"]
+__all__ = ["Episode", "Heard", "Listener", "run_episode"]
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,7 +62,7 @@ Listener = Callable[[Mapping[str, Any], Heard], None]
 class Episode:
     """An episode of ``pool``. ``plan`` is the confinement (None in an unconfined pool), ``log``
     where what the agent prints goes, ``proxy`` the path of the proxy's socket, ``cgroup`` the
-    ``cgroup.procs`` of a group to run in."""
+    ``cgroup.procs`` of a group to run in. It is ended, as ``cancelled``, when ``stop`` returns."""
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Episode:
         proxy: str | None = None,
         cgroup: Path | None = None,
         listener: Listener | None = None,
+        stop: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.heard = Heard()
         self._pool = pool
@@ -85,6 +86,7 @@ class Episode:
         self._proxy = proxy
         self._cgroup = cgroup
         self._listener = listener
+        self._stop = stop
         self._ready = asyncio.Event()
 
     async def run(self) -> Heard:
@@ -108,12 +110,16 @@ class Episode:
                 os.close(descriptor)
         began = time.monotonic()
         listening = asyncio.create_task(self._listen(reading))
+        ready = asyncio.create_task(self._ready.wait())
+        stopping = asyncio.ensure_future(self._stop() if self._stop else asyncio.Event().wait())
         try:
             await asyncio.to_thread(_write, writing, json.dumps(self._request).encode() + b"\n")
-            if await self._wait(self._ready.wait(), child.ended, _START_SECONDS):
+            if await self._wait([ready, child.ended], stopping, _START_SECONDS):
                 began = time.monotonic()
-                await self._wait(listening, child.ended, self._timeout)
+                await self._wait([listening, child.ended], stopping, self._timeout)
         finally:
+            ready.cancel()
+            stopping.cancel()
             child.kill()
             await self._gone(child.ended)
             self.heard.seconds = time.monotonic() - began
@@ -123,18 +129,20 @@ class Episode:
             self._explain(child.ended.result())
         return self.heard
 
-    async def _wait(self, what: Any, ended: asyncio.Future[int], seconds: float) -> bool:
-        """Until ``what`` or the process's end, at most so long. False where time ran out."""
-        task = asyncio.ensure_future(what)
+    async def _wait(
+        self, what: Sequence[asyncio.Future[Any]], stopping: asyncio.Future[Any], seconds: float
+    ) -> bool:
+        """Until one of ``what`` is done, at most so long. False where the episode is to be ended
+        instead."""
         done, _ = await asyncio.wait(
-            [task, ended], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            [*what, stopping], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
         if not done:
-            said = f"it was still at work after {seconds:g} s"
-            self.heard.status, self.heard.error = "timeout", said
-        if not task.done() and not isinstance(what, asyncio.Task):
-            task.cancel()
-        return bool(done)
+            self.heard.status = "timeout"
+            self.heard.error = f"it was still at work after {seconds:g} s"
+        elif stopping in done:
+            self.heard.status, self.heard.error = "cancelled", "the job was cancelled"
+        return self.heard.status not in ("timeout", "cancelled")
 
     async def _gone(self, ended: asyncio.Future[int]) -> None:
         with contextlib.suppress(PoolGone):

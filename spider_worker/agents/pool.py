@@ -7,7 +7,6 @@ __all__ = ["AgentPool", "Child", "PoolGone"]
 import array
 import asyncio
 import contextlib
-import importlib.resources
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
+from spider_worker.agents.interpreter import HELP, library
 from spider_worker.workspaces.bwrap import HOME, bwrap_arguments, bwrap_environment
 from spider_worker.workspaces.interpreter import interpreter_roots
 
@@ -30,7 +30,6 @@ _QUIET: Final = {"OPENHANDS_SUPPRESS_BANNER": "1", "LITELLM_LOCAL_MODEL_COST_MAP
 _LIBRARY: Final = "/run/spider/lib"
 _SOCKETS: Final = "/run/spider/sockets"
 _TMP: Final = "/tmp"  # noqa: S108 - the box's
-_HELP: Final = "`make agent` makes an environment for it; SPIDER_AGENT_PYTHON names another"
 
 
 class PoolGone(WorkspaceError):
@@ -69,6 +68,10 @@ class AgentPool:
         self._number = 0
         self._ready: asyncio.Future[None] | None = None
         self._log: Path | None = None
+
+    @property
+    def confined(self) -> bool:
+        return self._boxes is not None
 
     @property
     def sockets(self) -> Path:
@@ -124,12 +127,12 @@ class AgentPool:
             said = self._log.read_text(errors="replace").strip()[-2000:]
             raise EngineUnavailable(
                 f"the agent's interpreter {self._python} does not come up: "
-                f"{said or 'no word of it'}\n{_HELP}"
+                f"{said or 'no word of it'}\n{HELP}"
             ) from error
 
     def _command(self, descriptor: int) -> tuple[list[str], dict[str, str]]:
-        library = self._library()
-        shown = str(library) if self._boxes is None else _LIBRARY
+        ours = library(self._folder / "lib")
+        shown = str(ours) if self._boxes is None else _LIBRARY
         inside = [self._python, "-I", "-c", _BOOT.format(library=shown), str(descriptor)]
         env = bwrap_environment(self._shell_python) | _QUIET
         if self._boxes is None:
@@ -150,22 +153,11 @@ class AgentPool:
         prefix = bwrap_arguments(
             names,
             roots=sorted(roots),
-            read_only=[(str(library), _LIBRARY), (str(self.sockets), _SOCKETS)],
+            read_only=[(str(ours), _LIBRARY), (str(self.sockets), _SOCKETS)],
             boxes=self._boxes,
         )
         prefix[0] = shutil.which("bwrap") or prefix[0]
         return [*prefix, *inside], env | {"HOME": HOME, "TMUX_TMPDIR": _TMP}
-
-    def _library(self) -> Path:
-        """A folder that holds ``spider_agent`` and nothing else: the interpreter is another than
-        ours, and must not find our packages beside it."""
-        library = self._folder / "lib"
-        target = library / "spider_agent"
-        target.mkdir(parents=True, exist_ok=True)
-        for item in importlib.resources.files("spider_agent").iterdir():
-            if item.name.endswith(".py"):
-                (target / item.name).write_bytes(item.read_bytes())
-        return library
 
     async def close(self) -> None:
         """End the process and every episode with it. Idempotent."""

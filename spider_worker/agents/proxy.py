@@ -53,7 +53,9 @@ class Ticket:
     max_calls: int | None = None
     max_cost: float | None = None
     calls: int = 0
+    answers: int = 0
     failures: int = 0
+    refused: str | None = None  #: what the endpoint said when it last refused the key
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = 0.0
@@ -177,7 +179,10 @@ class LlmProxy:
         content = await answer.read()
         if answer.status >= 400:
             ticket.failures += 1
+            if answer.status in (401, 403):
+                ticket.refused = content[:500].decode("utf-8", "replace")
         else:
+            ticket.answers += 1
             ticket.count(_usage(content), self._prices)
         return web.Response(status=answer.status, body=content, headers=headers)
 
@@ -198,6 +203,7 @@ class LlmProxy:
                     usage = _usage(line[6:]) or usage
         finally:
             # Whoever hangs up has had what it has had; what that cost is not known then.
+            ticket.answers += 1
             ticket.count(usage, self._prices)
         await response.write_eof()
         return response

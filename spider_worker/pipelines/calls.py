@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
+from spider_sdk.config.model import Job
 from spider_sdk.errors import FleetUnavailable, LeaseLost
 from spider_worker.pipelines.base import JobContext
 
@@ -31,7 +32,7 @@ async def persist(call: Callable[[], T]) -> T:
 
 
 async def announce(
-    ctx: JobContext, code: str, message: str, data: Mapping[str, Any] | None = None
+    ctx: JobContext[Job], code: str, message: str, data: Mapping[str, Any] | None = None
 ) -> None:
     """Say what goes on to whoever follows the job. An event that cannot be sent is logged:
     whether the lease still holds shows where something is written."""
@@ -44,7 +45,7 @@ async def announce(
 class Announcer:
     """Sends events without anybody waiting for them; one that cannot be sent is logged."""
 
-    def __init__(self, ctx: JobContext) -> None:
+    def __init__(self, ctx: JobContext[Job]) -> None:
         self._ctx = ctx
         self._tasks: set[asyncio.Task[None]] = set()
 

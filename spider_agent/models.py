@@ -1,0 +1,41 @@
+"""``python -m spider_agent.models NAME [BASE_URL]``: what LiteLLM makes of a model's name, as JSON.
+
+``provider`` (null: none is known), ``api_base``, ``input_cost_per_token`` and
+``output_cost_per_token`` in dollars (null: no price is known), ``error`` where the name is none.
+"""
+
+from __future__ import annotations
+
+__all__ = ["describe", "main"]
+
+import json
+import sys
+from typing import Any
+
+
+def describe(name: str, base_url: str | None) -> dict[str, Any]:
+    import litellm
+
+    found: dict[str, Any] = {"provider": None, "api_base": None, "error": None}
+    try:
+        _, found["provider"], _, found["api_base"] = litellm.get_llm_provider(
+            name, api_base=base_url
+        )
+    except litellm.exceptions.BadRequestError as error:
+        found["error"] = str(error)
+    try:
+        info = litellm.get_model_info(name)
+    except Exception:  # noqa: BLE001 - the library's word for "no such model" is a bare one
+        info = {}
+    for key in ("input_cost_per_token", "output_cost_per_token"):
+        found[key] = info.get(key)
+    return found
+
+
+def main() -> None:
+    name, base_url = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    sys.stdout.write(json.dumps(describe(name, base_url)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

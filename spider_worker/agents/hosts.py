@@ -1,0 +1,89 @@
+"""Where the episodes of one job run: the warm pool, and the way from there to the model."""
+
+from __future__ import annotations
+
+__all__ = ["WarmHost"]
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from spider_worker.agents.episode import Heard, Listener, run_episode
+from spider_worker.agents.pids import pids_group
+from spider_worker.agents.pool import AgentPool
+from spider_worker.agents.proxy import LlmProxy, Ticket
+from spider_worker.workspaces.base import Box
+from spider_worker.workspaces.bwrap import HOME, TREE, BwrapBox
+
+_NUMBERS: Final = itertools.count()
+#: Processes and threads of one episode. An agent's own are about thirty.
+PIDS: Final = 1024
+
+
+class WarmHost:
+    """Episodes of ``pool``. ``llm`` are arguments of the SDK's ``LLM``, the same for all; with a
+    ``proxy`` its address takes the place of the model's, and a ticket that of the key."""
+
+    def __init__(
+        self, pool: AgentPool, llm: Mapping[str, Any], *, proxy: LlmProxy | None, boxes: Path
+    ) -> None:
+        self._pool = pool
+        self._llm = dict(llm)
+        self._proxy = proxy
+        self._boxes = boxes
+
+    def ticket(self, *, max_calls: int | None, max_cost: float | None) -> Ticket | None:
+        if self._proxy is None:
+            return None
+        return self._proxy.issue(max_calls=max_calls, max_cost=max_cost)
+
+    async def run(
+        self,
+        box: Box,
+        request: Mapping[str, Any],
+        *,
+        ticket: Ticket | None,
+        log: Path,
+        timeout: float,  # noqa: ASYNC109 - it kills, cancelling waits
+        listener: Listener,
+        stop: Callable[[], Awaitable[None]],
+    ) -> Heard:
+        llm = self._llm | ({"api_key": ticket.key} if ticket is not None else {})
+        try:
+            with contextlib.ExitStack() as stack:
+                state = "/tmp/.agent-state"  # noqa: S108 - the box's own
+                plan = None
+                if self._pool.confined:
+                    assert isinstance(box, BwrapBox)
+                    plan = {
+                        "tree": str(box.folder / "tree"),
+                        "path": TREE,
+                        "boxes": str(self._boxes),
+                        "home": HOME,
+                        "network": self._proxy is None,
+                    }
+                else:
+                    state = stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-state-"))
+                cgroup = stack.enter_context(pids_group(f"agent-{next(_NUMBERS)}", PIDS))
+                return await run_episode(
+                    self._pool,
+                    {**request, "path": box.path, "state": state, "llm": llm},
+                    plan=plan,
+                    log=log,
+                    timeout=timeout,
+                    proxy=self._proxy and self._pool.socket_path(self._proxy.socket.name),
+                    cgroup=cgroup,
+                    listener=listener,
+                    stop=stop,
+                )
+        finally:
+            if self._proxy is not None and ticket is not None:
+                self._proxy.revoke(ticket)
+
+    async def close(self) -> None:
+        """End the job's part; the pool is another's to close."""
+        if self._proxy is not None:
+            await self._proxy.close()

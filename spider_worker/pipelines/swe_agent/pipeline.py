@@ -1,0 +1,234 @@
+"""The pipeline of coding agents: an instance is a unit, many at work at once in a runner."""
+
+from __future__ import annotations
+
+__all__ = ["SweAgentPipeline"]
+
+import asyncio
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from spider_sdk.config.model import SweConfig
+from spider_sdk.errors import FatalJobError
+from spider_worker.pipelines.base import (
+    Counters,
+    JobContext,
+    JobResult,
+    Plan,
+    UnitContext,
+    UnitOutcome,
+    UnitSpec,
+)
+from spider_worker.pipelines.calls import announce
+from spider_worker.pipelines.swe_agent.attempts import Attempts, Spent
+from spider_worker.pipelines.swe_agent.gathering import gather, said, write_metadata
+from spider_worker.pipelines.swe_agent.journal import Journal, read_past
+from spider_worker.pipelines.swe_agent.parts import Endpoint, Host, Parts
+from spider_worker.trajectories.layout import INFER_LOGS, METADATA, OUTPUT, log_name
+from spider_worker.trajectories.metadata import run_metadata
+from spider_worker.trajectories.record import is_done
+
+log = logging.getLogger(__name__)
+
+#: Seconds for agents to be ended and what they did to be written down, after a cancel.
+GRACE: Final = 10.0
+Ctx = JobContext[SweConfig]
+UnitCtx = UnitContext[SweConfig]
+
+
+class SweAgentPipeline:
+    """One job."""
+
+    grace = GRACE
+
+    def __init__(self, job: SweConfig, parts: Parts) -> None:
+        self._job = job
+        self._parts = parts
+        self._live = 0
+        self._waiting: list[UnitCtx] = []
+
+    async def plan(self, ctx: Ctx) -> Plan:
+        """Raises FatalJobError and its kin for whatever would fail later: the model's name, its
+        price where there is a cap, the key, the agent's interpreter, the workspace, the data set,
+        the Hub."""
+        job = self._job
+        await announce(ctx, "job.planning", "checking the model, the workspace and the data set")
+        endpoint = await self._parts.endpoint(ctx)
+        workspace = self._parts.workspace(ctx)
+        await workspace.check()
+        if job.hf_repo_id is not None:
+            await asyncio.to_thread(self._parts.check_hub, ctx)
+        tasks = await self._parts.tasks(ctx)
+        if not tasks:
+            raise FatalJobError(
+                f"no instance of {job.dataset} ({job.split}) is selected: instance_filter "
+                f"{job.instance_filter!r} must match an instance_id from its start"
+            )
+        await self._host(ctx, endpoint)
+        units = [
+            UnitSpec(
+                f"instance-{number * job.n_attempts + n:06d}",
+                number * job.n_attempts + n,
+                {"index": number, "instance_id": task.instance_id, "n": n},
+            )
+            for number, task in enumerate(tasks)
+            for n in range(job.n_attempts)
+        ]
+        return Plan(units=units, rows_total=len(units))
+
+    async def run(self, ctx: UnitCtx) -> UnitOutcome:
+        self._enter(ctx)
+        try:
+            return await self._run(ctx)
+        finally:
+            self._leave(ctx)
+
+    async def publish(self, ctx: Ctx) -> None:
+        """Nothing is published before the end: see ``finalise``."""
+
+    async def finalise(self, ctx: Ctx) -> JobResult:
+        output = ctx.scratch / OUTPUT
+        tally = await asyncio.to_thread(gather, ctx.shards(), output)
+        metadata = write_metadata(self._metadata(), ctx.scratch / METADATA)
+        message = said(tally)
+        remote = None
+        if self._job.hf_repo_id is not None and tally.runs:
+            pushed = await asyncio.to_thread(self._parts.push, ctx, output)
+            remote = pushed.url
+            message += f"; {pushed.rows} pushed"
+            if pushed.redacted:
+                ctx.event(
+                    "warning",
+                    "push.redacted",
+                    f"secrets were taken out of {len(pushed.redacted)} trajectories before they "
+                    "left",
+                    {"instances": {key: dict(kinds) for key, kinds in pushed.redacted.items()}},
+                )
+        files = {OUTPUT: output, METADATA: metadata}
+        return JobResult(remote_artifact=remote, message=message, files=files)
+
+    # -- an instance -----------------------------------------------------------------
+
+    async def _run(self, ctx: UnitCtx) -> UnitOutcome:
+        spec = ctx.unit.spec
+        n = int(spec["n"])
+        tasks = await self._parts.tasks(ctx)
+        task = tasks[int(spec["index"])]
+        if task.instance_id != spec["instance_id"]:
+            raise FatalJobError(
+                f"the data set has changed since the job was planned: {spec['instance_id']} is "
+                f"not where it was"
+            )
+        endpoint = await self._parts.endpoint(ctx)
+        host = await self._host(ctx, endpoint)
+        workspace = self._parts.workspace(ctx)
+        past = await asyncio.to_thread(read_past, ctx.previous())
+        journal = Journal(ctx.open_journal())
+        try:
+            await asyncio.to_thread(journal.take_over, past)
+            log_file = ctx.scratch / log_name(task.instance_id, n)
+            log_file.touch()
+            attempts = Attempts(
+                ctx,
+                task,
+                n,
+                workspace=workspace,
+                host=host,
+                judge=self._parts.judge(ctx, workspace) if self._job.evaluate else None,
+                journal=journal,
+                past=past,
+                metadata=self._metadata(),
+                log_file=log_file,
+                report=lambda spent: ctx.progress(
+                    _spending(spent),
+                    {"instance": task.instance_id, "attempt": attempts.number},
+                ),
+            )
+            ctx.publish_journal()
+            begun = {"instance": task.instance_id, "n": n}
+            await announce(ctx, "instance.started", task.instance_id, begun)
+            await attempts.run()
+        finally:
+            journal.close()
+        return await self._outcome(ctx, attempts, log_file, n)
+
+    async def _outcome(
+        self, ctx: UnitCtx, attempts: Attempts, log_file: Path, n: int
+    ) -> UnitOutcome:
+        records = attempts.records
+        shard = ctx.scratch / "records.jsonl"
+        shard.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+        last = records[-1] if records else None
+        done = last is not None and is_done(last["status"])
+        counters = _spending(attempts.spent)
+        if last is not None and last["status"] != "cancelled":
+            counters |= {"rows_done": 1, "rows_ok": int(done), "rows_error": int(not done)}
+            await announce(ctx, *_told(last, attempts.spent, n))
+        return UnitOutcome(
+            counters=counters,
+            file=shard,
+            complete=last is not None and last["status"] != "cancelled",
+            files={f"{INFER_LOGS}/{log_file.name}": log_file},
+        )
+
+    async def _host(self, ctx: Ctx, endpoint: Endpoint) -> Host:
+        return await ctx.resources.get(
+            "swe-agent:host", lambda: self._parts.host(ctx, endpoint), lambda host: host.close()
+        )
+
+    def _metadata(self) -> dict[str, Any]:
+        versions = {"spider": importlib.metadata.version("spider-distill")}
+        return run_metadata(self._job, agent_config=versions)
+
+    # -- how many at once ------------------------------------------------------------
+
+    def _enter(self, ctx: UnitCtx) -> None:
+        self._live += 1
+        self._waiting.append(ctx)
+        self._make_room()
+
+    def _leave(self, ctx: UnitCtx) -> None:
+        self._live -= 1
+        if ctx in self._waiting:
+            self._waiting.remove(ctx)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Have the runner ask for another instance while it may have one more at work."""
+        if self._live < self._parts.slots:
+            for ctx in self._waiting:
+                ctx.draining()
+            self._waiting.clear()
+
+
+def _spending(spent: Spent) -> Counters:
+    counters: Counters = {
+        "prompt_tokens": spent.prompt + spent.attempt_prompt,
+        "completion_tokens": spent.completion + spent.attempt_completion,
+    }
+    if spent.total is not None:
+        counters["cost_usd"] = spent.total
+    return counters
+
+
+def _told(record: Mapping[str, Any], spent: Spent, n: int) -> tuple[str, str, dict[str, Any]]:
+    """The event that an instance has ended."""
+    status, error = record["status"], record["error"]
+    words = [f"{record['instance_id']}: {status.replace('_', ' ')}"]
+    words.append(f"{record['metrics'].get('turns', 0)} turns")
+    if spent.total is not None:
+        words.append(f"${spent.total:.2f}")
+    if record["resolved"] is not None:
+        words.append("resolved" if record["resolved"] else "not resolved")
+    if error:
+        words.append(str(error)[:200])
+    data = {
+        "instance": record["instance_id"], "n": n, "status": status, "error": error,
+        "attempt": record["attempt"], "resolved": record["resolved"],
+    }  # fmt: skip
+    return ("instance.ended", ", ".join(words), data)

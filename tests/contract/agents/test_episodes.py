@@ -1,0 +1,238 @@
+"""Episodes of the real SDK: how they end, what they tell, and what they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spider_worker.agents.episode import Heard
+from spider_worker.agents.pids import can_bound, pids_group
+from tests.contract.agents.conftest import PRICE, Stage
+
+
+def shell(command: str, **fields: Any) -> dict[str, Any]:
+    return {"call": "terminal", "args": {"command": command}, **fields}
+
+
+def observations(heard: Heard) -> list[str]:
+    """What the tools answered, in order."""
+    found = []
+    for message in heard.messages:
+        if message["role"] == "tool":
+            content = message["content"]
+            found.append(
+                content if isinstance(content, str) else "".join(one["text"] for one in content)
+            )
+    return found
+
+
+def alive(marker: str) -> list[str]:
+    """Command lines of processes that hold ``marker``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in line:
+                found.append(line.decode(errors="replace"))
+    return found
+
+
+def test_it_works_in_the_tree_and_tells_what_the_model_saw(stage: Stage) -> None:
+    heard = stage.play(
+        [
+            shell("echo one; pwd", reasoning="first look"),
+            {"calls": [("terminal", {"command": "echo a"}), ("terminal", {"command": "echo b"})]},
+            {"call": "terminal", "args": "{no json"},
+            {
+                "call": "file_editor",
+                "args": {
+                    "command": "create",
+                    "path": f"{stage.path}/made.py",
+                    "file_text": "made = 1\n",
+                },
+            },
+        ]
+    )
+    assert (heard.status, heard.error) == ("finished", None)
+    assert (stage.tree / "made.py").read_text() == "made = 1\n"
+    model = stage.model
+    assert model is not None
+    last = model.requests[-1]
+    sent = [{k: v for k, v in one.items() if k != "reasoning_content"} for one in heard.messages]
+    # Beyond what the model was shown last: its last answer, and what became of it.
+    assert sent[: len(last["messages"])] == last["messages"]
+    assert [one["role"] for one in sent[len(last["messages"]) :]] == ["assistant", "tool"]
+    assert heard.tools == last["tools"]
+    assert heard.messages[2]["reasoning_content"] == "first look"
+    assert [call["function"]["arguments"] for call in heard.messages[4]["tool_calls"]] == [
+        json.dumps({"command": "echo a"}),
+        json.dumps({"command": "echo b"}),
+    ]
+    assert "one" in observations(heard)[0]
+    assert stage.path in observations(heard)[0]
+    assert heard.turns == 5
+    assert heard.metrics["accumulated_cost"] == pytest.approx(5 * 110 * PRICE)
+    assert {event["kind"] for event in heard.history} >= {"SystemPromptEvent", "ActionEvent"}
+
+
+def test_the_proxy_adds_the_key_and_counts(stage: Stage) -> None:
+    stage.play([shell("true")])
+    assert stage.model is not None
+    assert set(stage.model.keys) == {"Bearer the-real-key"}
+    ticket = stage.ticket
+    assert ticket is not None
+    assert (ticket.calls, ticket.answers, ticket.prompt_tokens) == (2, 2, 200)
+    assert ticket.cost == pytest.approx(2 * 110 * PRICE)
+
+
+def test_plain_text_finishes(stage: Stage) -> None:
+    heard = stage.play([{"text": "There is nothing to do."}])
+    assert heard.status == "finished"
+    assert heard.messages[-1]["role"] == "assistant"
+
+
+def test_going_round_in_circles_is_stuck(stage: Stage) -> None:
+    heard = stage.play([shell("cat nothing-there")] * 12)
+    assert heard.status == "stuck"
+    assert heard.turns < 12
+
+
+def test_its_iterations_are_bounded(stage: Stage) -> None:
+    heard = stage.play([shell(f"echo {number}") for number in range(9)], max_iterations=3)
+    assert heard.status == "max_iterations"
+    assert heard.turns == 3
+    assert len(observations(heard)) == 3
+
+
+def test_its_money_is_bounded_by_the_agent_and_by_the_proxy(stage: Stage) -> None:
+    turns = [shell(f"echo {number}") for number in range(9)]
+    heard = stage.play(turns, max_budget=2.5 * 110 * PRICE)
+    assert (heard.status, heard.turns) == ("max_budget", 3)
+    heard = stage.play(turns, max_cost=1.5 * 110 * PRICE)  # an agent that does not count
+    assert heard.status == "llm_error"
+    assert "the cap of $" in str(heard.error)
+    assert stage.ticket is not None
+    assert stage.ticket.calls == 2
+
+
+def test_a_failing_endpoint_is_the_models_error(stage: Stage) -> None:
+    heard = stage.play([shell("echo before"), {"status": 500}])
+    assert heard.status == "llm_error"
+    assert "before" in observations(heard)[0]
+    assert stage.ticket is not None
+    assert stage.ticket.failures >= 1
+
+
+def test_a_refused_key_is_known_as_one(stage: Stage) -> None:
+    heard = stage.play([{"status": 401, "message": "no such key"}])
+    assert heard.status == "llm_error"
+    assert stage.ticket is not None
+    assert "no such key" in str(stage.ticket.refused)
+    assert stage.ticket.answers == 0
+
+
+def test_a_hung_tool_is_ended_with_all_that_it_started(stage: Stage) -> None:
+    marker = f"98{os.getpid()}"
+    heard = stage.play(
+        [shell("echo kept"), shell(f"setsid nohup sleep {marker} & sleep {marker}")], timeout=8
+    )
+    assert heard.status == "timeout"
+    assert "8 s" in str(heard.error)
+    assert not alive(marker)
+    # What was done until then is kept, the call that hung included.
+    assert "kept" in observations(heard)[0]
+    assert marker in heard.messages[-1]["tool_calls"][0]["function"]["arguments"]
+
+
+def test_a_hung_model_is_ended(stage: Stage) -> None:
+    heard = stage.play([shell("echo kept"), {"hang": True}], timeout=5)
+    assert heard.status == "timeout"
+    assert "kept" in observations(heard)[0]
+    assert heard.turns == 1
+
+
+def test_it_ends_when_it_is_told_to(stage: Stage) -> None:
+    began = asyncio.Event()
+
+    def listen(line: Any, _: Heard) -> None:
+        if line["op"] == "messages" and line["messages"][-1]["role"] == "assistant":
+            began.set()
+
+    heard = stage.play([shell("echo kept; sleep 600")], listener=listen, stop=began.wait)
+    assert heard.status == "cancelled"
+    assert heard.messages[-1]["role"] == "assistant"
+
+
+def test_an_agent_that_kills_its_own_process_is_told_of(stage: Stage) -> None:
+    heard = stage.play([shell("echo kept"), shell("pkill -9 -f spider_agent; kill -9 $PPID")])
+    assert heard.status in ("agent_error", "finished")
+    assert "kept" in observations(heard)[0]
+
+
+def test_it_sees_nothing_of_the_workers_environment(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")  # for pools that are made from here on, too
+    heard = stage.play([shell("env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")])
+    said = observations(heard)[0]
+    assert "PATH=" in said
+    assert "the-real-key" not in said
+    if stage.pool.confined:
+        assert "HF_TOKEN" not in said
+        assert "hf_canary" not in said
+
+
+def test_a_confined_agent_sees_its_tree_alone(stage: Stage) -> None:
+    if not stage.pool.confined:
+        pytest.skip("workspace local keeps an agent from nothing")
+    other = stage.tree.parent.parent / "box-other"
+    other.mkdir(exist_ok=True)
+    (other / "secret").write_text("another instance")
+    heard = stage.play(
+        [
+            shell(f"ls -A {other.parent}; cat {other}/secret; echo end"),
+            shell(
+                "touch /usr/mine /etc/mine /root/mine; echo x > /proc/sys/kernel/hostname; id -u"
+            ),
+            shell("unshare -Ur true; mount -t tmpfs none /mnt; echo end"),
+            shell("ls /proc | grep -c '^[0-9]'; hostname"),
+            shell(
+                "python3 -c \"import socket; socket.create_connection(('127.0.0.1', 22), 2)\"; "
+                "ip -o link | grep -v ' lo:'; echo end"
+            ),
+        ]
+    )
+    neighbours, system, kernel, processes, network = observations(heard)[:5]
+    assert "another instance" not in neighbours
+    assert "box-" not in neighbours.replace(f"{other}/secret", "")
+    assert system.count("cannot touch") == 3
+    assert "hostname: " in system
+    assert "unshare: " in kernel
+    assert "mount: " in kernel
+    assert int(processes.split()[0]) < 20
+    assert "Error" in network
+    for name in ("/usr/mine", "/etc/mine", "/root/mine"):
+        assert not Path(name).exists()
+
+
+def test_a_fork_bomb_stays_in_its_group(stage: Stage) -> None:
+    if not can_bound():
+        pytest.skip("no control group of process numbers may be made here")
+    marker = f"77{os.getpid()}"
+    bomb = f"for i in $(seq 400); do (sleep {marker} &) ; done; echo done"
+    with pids_group(stage.tree.parent.name, 120) as group:
+        heard = stage.play([shell(bomb), shell("echo over")], cgroup=group, timeout=60)
+        assert group is not None
+        assert int((group.parent / "pids.max").read_text()) == 120
+    assert heard.status is not None
+    said = " ".join(observations(heard))
+    assert "Resource temporarily unavailable" in said or "Cannot fork" in said or heard.error
+    assert not alive(marker)
