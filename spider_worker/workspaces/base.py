@@ -11,6 +11,7 @@ __all__ = ["READ_BYTES", "Box", "Finished", "Workspace"]
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Final, Protocol
 
 from spider_worker.swe_tasks.base import Task
@@ -46,6 +47,14 @@ class Box(Protocol):
     def path(self) -> str:
         """The folder of the tree, as seen from inside; commands start there."""
 
+    @property
+    def vault(self) -> Path:
+        """A folder of the host for what the agent is not to change, empty at first."""
+
+    @property
+    def vault_path(self) -> str:
+        """Where commands see ``vault``, and cannot write to it (``local`` keeps nobody from it)."""
+
     async def run(
         self,
         command: Sequence[str],
@@ -54,9 +63,12 @@ class Box(Protocol):
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         network: bool = False,
+        stdout: Path | None = None,
     ) -> Finished:
         """Run a command to its end, with an environment that holds nothing of the host's but what
-        programs cannot do without (PATH, HOME, LANG, TZ, USER) and ``env``.
+        programs cannot do without (PATH, HOME, LANG, TZ, USER) and ``env``. With ``stdout``, a
+        file of the host that is made, its standard output goes there, and ``output`` is its
+        standard error.
 
         Processes that it leaves behind are killed. Raises WorkspaceError where it could not be
         started at all.

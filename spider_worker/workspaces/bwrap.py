@@ -166,7 +166,8 @@ def bwrap_environment(python: str) -> dict[str, str]:
 
 
 class BwrapBox:
-    """``folder`` is the host's and holds ``tree`` and ``vault``; ``roots`` is what ``python`` needs to see."""
+    """``folder`` is the host's and holds ``tree`` and ``vault``; ``roots`` is what ``python`` needs
+    to see."""
 
     def __init__(self, folder: Path, *, python: str, roots: Sequence[str]) -> None:
         self.folder = folder

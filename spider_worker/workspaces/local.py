@@ -28,9 +28,11 @@ from spider_worker.workspaces.tree import put_file, read_file, remove_folder
 
 
 class LocalBox:
-    """A folder that holds ``tree`` and an empty ``home``."""
+    """A folder that holds ``tree``, an empty ``home`` and the ``vault``."""
 
     def __init__(self, folder: Path, *, python: str) -> None:
+        self.vault = folder / "vault"
+        self.vault_path = str(self.vault)
         self._tree = folder / "tree"
         self._env = {
             "PATH": os.pathsep.join((str(Path(python).parent), os.environ.get("PATH", os.defpath))),
@@ -52,9 +54,12 @@ class LocalBox:
         stdin: bytes = b"",
         env: Mapping[str, str] | None = None,
         network: bool = False,  # noqa: ARG002 - nothing here could take it away
+        stdout: Path | None = None,
     ) -> Finished:
         whole = {**self._env, **(env or {})}
-        return await run_command(command, timeout=timeout, stdin=stdin, env=whole, cwd=self._tree)
+        return await run_command(
+            command, timeout=timeout, stdin=stdin, env=whole, cwd=self._tree, stdout=stdout
+        )
 
     async def put(self, name: str, content: bytes, *, executable: bool = False) -> None:
         await asyncio.to_thread(put_file, self._tree, name, content, executable=executable)
@@ -91,6 +96,7 @@ class LocalWorkspace:
         folder = Path(tempfile.mkdtemp(prefix="box-", dir=self._root))
         try:
             (folder / "home").mkdir()
+            (folder / "vault").mkdir()
             await check_out(task, folder / "tree")
             yield LocalBox(folder, python=self._python)
         finally:

@@ -61,10 +61,12 @@ async def run_command(
     env: Mapping[str, str],
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
+    stdout: Path | None = None,
     output_bytes: int = OUTPUT_BYTES,
 ) -> Finished:
     """Run ``command`` with exactly ``env``. ``timeout`` is in seconds, counted from the start of
-    the process. When this returns, raises or is cancelled, every process below has ended.
+    the process. With ``stdout`` its standard output goes to that file, and what is kept is its
+    standard error. When this returns, raises or is cancelled, every process below has ended.
 
     Raises WorkspaceError where the command cannot be started.
     """
@@ -72,12 +74,15 @@ async def run_command(
     report, report_write = os.pipe()
     began = time.monotonic()
     inherited = (control_read, report_write, *pass_fds)
+    pipe = asyncio.subprocess.PIPE
+    file = None
     try:
+        file = None if stdout is None else os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", str(SCRIPT), str(control_read), str(report_write), *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            stdin=pipe,
+            stdout=pipe if file is None else file,
+            stderr=asyncio.subprocess.STDOUT if file is None else pipe,
             env=dict(env),
             cwd=cwd,
             pass_fds=inherited,
@@ -90,6 +95,8 @@ async def run_command(
             raise WorkspaceError(f"{command[0]} could not be started: {error}") from error
         raise
     finally:
+        if file is not None:
+            os.close(file)
         os.close(control_read)
         os.close(report_write)
     output = Output(output_bytes)
@@ -123,8 +130,9 @@ async def _exchange(process: asyncio.subprocess.Process, stdin: bytes, output: O
             await process.stdin.wait_closed()
 
     async def read() -> None:
-        assert process.stdout is not None
-        while data := await process.stdout.read(_READ):
+        stream = process.stdout or process.stderr
+        assert stream is not None
+        while data := await stream.read(_READ):
             output.add(data)
 
     await asyncio.gather(write(), read(), process.wait())
