@@ -107,7 +107,8 @@ class SourceConfig:
 class TeacherConfig:
     """A frozen model that scores what the student sampled.
 
-    ``provider`` None takes the job's. Of several teachers, each takes part with its
+    ``provider`` None takes the job's; at the student's service (tinker) address and key, where
+    not given, are the student's (``config.services``). Of several teachers, each takes part with its
     ``weight``; one with ``when`` scores only rows whose columns have these values (a list
     names alternatives). ``system_prompt`` is shown to the teacher alone. ``signal`` is what is
     asked of it: ``sampled`` (log-probabilities of the sampled tokens), ``topk``, ``full``

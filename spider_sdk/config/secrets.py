@@ -8,7 +8,6 @@ holds a key in clear, the key moves to ``env`` and the document keeps the variab
 from __future__ import annotations
 
 __all__ = [
-    "KEY_OF_HOST",
     "PLAIN",
     "lift_secrets",
     "optional_secrets",
@@ -18,10 +17,9 @@ __all__ = [
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from spider_sdk.config.loader import parse_job
-from spider_sdk.config.model import Job, JobConfig, SweConfig
+from spider_sdk.config.model import Job, JobConfig, ModelConfig, SweConfig, TeacherConfig
 from spider_sdk.config.names import (
     GENERATED,
     env_name_problem,
@@ -30,22 +28,13 @@ from spider_sdk.config.names import (
 )
 from spider_sdk.config.plain import as_json
 from spider_sdk.config.positions import Path, dotted
+from spider_sdk.config.services import BASE_URL, student_service, teacher_service, usual_key
 from spider_sdk.errors import ConfigError, Problem
-
-KEY_OF_HOST: Final = {
-    "api.openai.com": "OPENAI_API_KEY",
-    "openrouter.ai": "OPENROUTER_API_KEY",
-    "api.together.xyz": "TOGETHER_API_KEY",
-    "api.fireworks.ai": "FIREWORKS_API_KEY",
-}
-"""The variables that public OpenAI-compatible services document for their keys. None of these
-hosts answers without one."""
 
 PLAIN: Final = frozenset({"TRACKIO_SPACE_ID", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"})
 """Variables that travel with the secrets and hide nothing: to blank out every ``offline`` in what
 a job says would help nobody."""
 
-_BASE_URL: Final = {"openai": "OPENAI_BASE_URL", "tinker": "TINKER_BASE_URL"}
 #: The key, and where it is meant for: a key that went to another server than its own would be
 #: given away.
 _TRACKER: Final[Mapping[str, tuple[str, ...]]] = {
@@ -75,38 +64,23 @@ def _required(job: Job) -> set[str]:
             names.add(_HUB)
         return {name for name in names if name}
     names = {_HUB} if job.output.mode == "upload_hf" else set()
-    model = job.model
-    names.add(_key_name(model.provider, model.base_url, model.api_key, model.api_key_env))
-    options = job.generation.on_policy_options
-    if options is not None:
-        if options.api_key or options.api_key_env:
-            # The key of the student's service may stand here instead of under model.
-            if not model.api_key_env:
-                names.discard(_default_key(model.provider, model.base_url))
-            names.add(None if options.api_key else options.api_key_env)
-        for one in options.teacher:
-            names.add(
-                _key_name(
-                    one.provider or model.provider, one.base_url, one.api_key, one.api_key_env
-                )
-            )
+    names.update(_key_name(service) for service in _services(job))
+    if not job.model.api_key:
+        names.add(job.model.api_key_env)  # even where on_policy_options has another: it was named
     return {name for name in names if name}
 
 
-def _key_name(
-    provider: str, base_url: str | None, api_key: str | None, api_key_env: str | None
-) -> str | None:
-    if api_key:
+def _services(job: JobConfig) -> list[ModelConfig | TeacherConfig]:
+    """The student's and the teachers'."""
+    options = job.generation.on_policy_options
+    teachers = options.teacher if options is not None else ()
+    return [student_service(job), *(teacher_service(job, one) for one in teachers)]
+
+
+def _key_name(service: ModelConfig | TeacherConfig) -> str | None:
+    if service.api_key:
         return None
-    return api_key_env or _default_key(provider, base_url)
-
-
-def _default_key(provider: str, base_url: str | None) -> str | None:
-    """The variable that a service's key is usually kept in. A server that is none of the known
-    ones gets no key that was not named for it."""
-    if base_url:
-        return KEY_OF_HOST.get(urlsplit(base_url).hostname or "")
-    return {"openai": "OPENAI_API_KEY", "tinker": "TINKER_API_KEY"}.get(provider)
+    return service.api_key_env or usual_key(service.provider or "", service.base_url)
 
 
 def _optional(job: Job) -> set[str]:
@@ -118,8 +92,9 @@ def _optional(job: Job) -> set[str]:
     options = job.generation.on_policy_options
     if options is not None and options.wandb_project:
         names.update(_TRACKER[options.tracker])
-    if job.model.provider in _BASE_URL and not job.model.base_url:
-        names.add(_BASE_URL[job.model.provider])
+    for service in _services(job):
+        if service.provider in BASE_URL and not service.base_url:
+            names.add(BASE_URL[service.provider])
     return names
 
 
@@ -141,10 +116,10 @@ def lift_secrets(
     clean, env = _part(document, environ, interpolated or {})
     job = parse_job(clean)
     problems = []
-    unneeded = _own_server(job, environ)
+    unneeded = _own_servers(job, environ)
     for name in required_secrets(job):
         if name not in env and not environ.get(name):
-            if name == unneeded:
+            if name in unneeded:
                 continue
             said = f"the job needs the environment variable {name}, which is not set; export it"
             problems.append(Problem(f"env.{name}", f"{said}{_reason(name, job)}"))
@@ -157,19 +132,23 @@ def lift_secrets(
     return clean, env, tuple(sorted(env))
 
 
-def _own_server(job: Job, environ: Mapping[str, str]) -> str | None:
-    """The usual key of a provider whose address the environment gives: a server of one's own
-    may want none."""
-    if isinstance(job, SweConfig) or job.model.base_url or job.model.api_key_env:
-        return None
-    given = environ.get(_BASE_URL.get(job.model.provider, ""))
-    return _default_key(job.model.provider, None) if given else None
+def _own_servers(job: Job, environ: Mapping[str, str]) -> set[str]:
+    """The usual keys of providers whose address the environment gives: a server of one's own may
+    want none."""
+    if isinstance(job, SweConfig):
+        return set()
+    own, others = set(), set()
+    for service in _services(job):
+        address = BASE_URL.get(service.provider or "", "")
+        named = service.base_url or service.api_key or service.api_key_env
+        (own if environ.get(address) and not named else others).add(_key_name(service))
+    return {name for name in own - others if name}
 
 
 def _reason(name: str, job: Job) -> str:
     if name == _HUB:
         return " (a Hub token that may write to the repository of the output)"
-    if isinstance(job, JobConfig) and name == _default_key(job.model.provider, job.model.base_url):
+    if isinstance(job, JobConfig) and name == usual_key(job.model.provider, job.model.base_url):
         return f" (the key of provider {job.model.provider}; model.api_key_env names another)"
     return ""
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spider_sdk.config.model import GenerationConfig, JobConfig, ModelConfig
-from spider_sdk.config.secrets import KEY_OF_HOST
+from spider_sdk.config.services import KEY_OF_HOST
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_sdk.settings import load
 from spider_worker.engines import vllm_options

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["build_teacher", "check_vllm", "signals_of", "teacher_text"]
+__all__ = ["build_teacher", "check_vllm", "signals_of", "teacher_text", "tinker_key"]
 
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from spider_sdk.config.model import ModelConfig, TeacherConfig
+from spider_sdk.config.services import usual_key
 from spider_sdk.errors import NotSupported
 from spider_worker.engines import vllm_options
 from spider_worker.engines.registry import EnginePolicy, api_key, base_url_of, local_model
@@ -25,7 +26,8 @@ def build_teacher(
     teacher: TeacherConfig, provider: str, secrets: Mapping[str, str], *, policy: EnginePolicy
 ) -> TokenEngine:
     """A teacher's engine that has not started. ``provider`` is the job's, for a teacher that
-    names none; ``secrets`` the job's ``env``.
+    names none; what it has from the student's service (``teacher_service``) it has by now.
+    ``secrets`` is the job's ``env``.
 
     Raises NotSupported, AuthError, EngineUnavailable, FatalJobError.
     """
@@ -39,7 +41,7 @@ def build_teacher(
         return TinkerTokenEngine(
             teacher.name,
             base_url=teacher.base_url or secrets.get("TINKER_BASE_URL"),
-            api_key=_tinker_key(teacher, secrets),
+            api_key=tinker_key(_as_model(teacher, provider), secrets, where="teacher"),
             allow_private=policy.allow_private_urls,
         )
     if provider == "openai" or (provider == "vllm" and teacher.base_url):
@@ -102,6 +104,17 @@ def teacher_text(teacher: TeacherConfig, *, policy: EnginePolicy) -> TokenizerTe
     )
 
 
+def tinker_key(
+    service: ModelConfig, secrets: Mapping[str, str], *, where: str = "model"
+) -> str | None:
+    """The key for a Tinker service, None for a server that has none named for it. Raises
+    AuthError where the named one did not come along."""
+    if service.api_key_env:
+        return api_key(service, service.base_url or "", secrets, where=where)
+    usual = usual_key("tinker", service.base_url)
+    return service.api_key or (secrets.get(usual) if usual else None)
+
+
 def signals_of(engine: TokenEngine) -> frozenset[str]:
     """What a started engine gives of ``sampled``, ``topk`` and ``full``."""
     found = {"sampled"}
@@ -132,13 +145,6 @@ def _as_model(teacher: TeacherConfig, provider: str) -> ModelConfig:
         api_key=teacher.api_key,
         api_key_env=teacher.api_key_env,
     )
-
-
-def _tinker_key(teacher: TeacherConfig, secrets: Mapping[str, str]) -> str | None:
-    if teacher.api_key_env:
-        url = teacher.base_url or ""
-        return api_key(_as_model(teacher, "tinker"), url, secrets, where="teacher")
-    return teacher.api_key or secrets.get("TINKER_API_KEY")
 
 
 def _refuse_all(parameters: Mapping[str, Any], where: str, what: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spider_sdk.config.model import JobConfig, ProcessorConfig, TeacherConfig
+from spider_sdk.config.services import student_service, teacher_service
 from spider_sdk.errors import NotSupported
 from spider_worker.engines import registry as engines
 from spider_worker.engines.tokens import registry as tokens
@@ -40,8 +41,8 @@ def real_parts(settings: WorkerSettings) -> Parts:
     policy = engines.EnginePolicy.from_settings(settings)
 
     def teacher(ctx: JobContext, config: TeacherConfig) -> TokenEngine:
-        provider = ctx.job.model.provider
-        return tokens.build_teacher(config, provider, ctx.secrets, policy=policy)
+        service = teacher_service(ctx.job, config)
+        return tokens.build_teacher(service, ctx.job.model.provider, ctx.secrets, policy=policy)
 
     def sandbox(job: JobConfig, processor: ProcessorConfig, stage: str) -> Sandbox:
         from spider_worker.sandbox.build import build_sandbox
@@ -80,7 +81,7 @@ def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Traine
             lora_rank=options.lora_rank,
             seed=seed,
             base_url=model.base_url or ctx.secrets.get("TINKER_BASE_URL"),
-            api_key=_tinker_key(ctx),
+            api_key=tokens.tinker_key(student_service(ctx.job), ctx.secrets),
             parameters=model.parameters,
             allow_private=policy.allow_private_urls,
         )
@@ -134,15 +135,6 @@ def _adapter_server(
     arguments = {**{key: parameters[key] for key in _LOADING if key in parameters}, **arguments}
     tokens.check_vllm(arguments, policy, where)
     return VllmAdapterServer(name, lora_rank=rank, arguments=arguments, where=where)
-
-
-def _tinker_key(ctx: JobContext) -> str | None:
-    model, options = ctx.job.model, ctx.job.generation.on_policy_options
-    assert options is not None
-    for variable in (options.api_key_env, model.api_key_env, "TINKER_API_KEY"):
-        if variable and ctx.secrets.get(variable):
-            return ctx.secrets[variable]
-    return options.api_key or model.api_key
 
 
 def _student_text(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> ModelText:

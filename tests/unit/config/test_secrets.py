@@ -92,8 +92,60 @@ def test_every_place_of_a_key() -> None:
         "HF_TOKEN": "hf_x",
     }
     assert clean["source"]["options"] == {}
-    assert set(required_secrets(parse_job(clean))) == (set(env) - {"HF_TOKEN"}) | {"TINKER_API_KEY"}
+    assert set(required_secrets(parse_job(clean))) == set(env) - {"HF_TOKEN"}
     assert strip_secrets(clean) == (clean, {})  # nothing is left to find
+
+
+def on_policy(model: dict[str, Any], **options: Any) -> dict[str, Any]:
+    options = {"teacher": "a/b", **options}
+    return job(
+        model={"provider": "tinker", **model},
+        generation={"on_policy": True, "on_policy_options": options},
+    )
+
+
+@pytest.mark.parametrize("place", ["model", "options"])
+def test_a_key_in_the_file_is_all_that_student_and_teacher_need(place: str) -> None:
+    given = {"api_key": "tml-1"}
+    document = on_policy(given) if place == "model" else on_policy({}, **given)
+    _, env, _ = lift_secrets(document, {})
+    assert list(env.values()) == ["tml-1"]
+
+
+HOSTED = "https://tinker.thinkingmachines.dev/services/tinker-prod"
+
+
+@pytest.mark.parametrize(
+    ("model", "teacher", "needed"),
+    [
+        # One's own server: no key was named for it, whoever is there.
+        ({"base_url": "http://my-server"}, "a/b", set()),
+        ({"base_url": "http://my-server"}, {"provider": "tinker"}, set()),
+        ({"base_url": "http://my-server"}, {"base_url": "http://my-server"}, set()),
+        ({"base_url": "http://my-server"}, {"base_url": HOSTED}, {"TINKER_API_KEY"}),
+        ({"base_url": "http://my-server"}, {"provider": "openai"}, {"OPENAI_API_KEY"}),
+        # A key of its own, and one that goes to no other server than the student's.
+        ({"api_key_env": "K"}, {"api_key_env": "T"}, {"K", "T"}),
+        ({"api_key_env": "K"}, {"base_url": "http://other"}, {"K"}),
+        ({"api_key_env": "K"}, {"provider": "tinker"}, {"K"}),
+    ],
+)
+def test_a_teacher_at_the_students_service(
+    model: dict[str, Any], teacher: Any, needed: set[str]
+) -> None:
+    teacher = {"name": "a/b", **teacher} if isinstance(teacher, dict) else teacher
+    assert set(required_secrets(parse_job(on_policy(model, teacher=teacher)))) == needed
+
+
+@pytest.mark.parametrize("provider", ["openai", "tinker"])
+def test_the_address_that_only_a_teacher_needs_goes_along(provider: str) -> None:
+    variable = f"{provider.upper()}_BASE_URL"
+    environ = {variable: "http://127.0.0.1:8000/v1"}
+    document = on_policy({"provider": "local"}, teacher={"name": "a/b", "provider": provider})
+    assert lift_secrets(document, environ)[1] == environ
+    own = {"name": "a/b", "provider": provider, "base_url": "http://other"}
+    document = on_policy({"provider": "local"}, teacher=own)
+    assert lift_secrets(document, environ)[1] == {}
 
 
 def test_swe_keys() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from spider_sdk.config.model import TeacherConfig
+from spider_sdk.config import parse_job
+from spider_sdk.config.model import JobConfig, TeacherConfig
 from spider_sdk.errors import AuthError, EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.engines.registry import EnginePolicy
 from spider_worker.engines.tokens.openai import OpenAITokenEngine
@@ -22,6 +23,10 @@ from spider_worker.engines.tokens.registry import (
 )
 from spider_worker.engines.tokens.torch_engine import TorchTokenEngine
 from spider_worker.engines.tokens.vllm import VllmTokenEngine
+from spider_worker.pipelines.local import LocalContext, LocalStore
+from spider_worker.pipelines.onpolicy_train.build import real_parts
+from spider_worker.settings import WorkerSettings
+from spider_worker.tinker_service.service import HOSTED
 from spider_worker.tokens import TokenEngine, TokenEngineInfo
 
 OPEN = EnginePolicy(allow_private_urls=True)
@@ -69,6 +74,44 @@ def test_tinker_is_one_too() -> None:
     assert type(engine) is TinkerTokenEngine
     with pytest.raises(NotSupported, match="dtype"):
         build("tinker", secrets={"TINKER_API_KEY": "tml-0"}, parameters={"dtype": "auto"})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tinker") is None, reason="tinker is not installed")
+@pytest.mark.parametrize(
+    ("model", "options", "teacher", "found"),
+    [
+        ({"base_url": "http://mine"}, {}, {}, ("http://mine", "tml-none")),
+        ({}, {"api_key_env": "K"}, {}, (None, "tml-k")),
+        ({}, {"api_key": "tml-clear"}, {"provider": "tinker"}, (None, "tml-clear")),
+        ({"api_key_env": "K"}, {}, {"base_url": "http://other"}, ("http://other", "tml-none")),
+        ({"api_key_env": "K"}, {}, {"api_key_env": "T"}, (None, "tml-t")),
+        ({}, {}, {}, (None, "tml-0")),
+    ],
+)
+def test_a_teacher_at_the_students_service(
+    model: dict[str, Any],
+    options: dict[str, Any],
+    teacher: dict[str, Any],
+    found: tuple[str | None, str],
+    tmp_path: Path,
+) -> None:
+    """It has the address and the key from there, and a key goes to no other address."""
+    document = {
+        "model": {"provider": "tinker", "name": "s", **model},
+        "source": {"dataset": "d", "field": "f"},
+        "generation": {
+            "on_policy": True,
+            "on_policy_options": {"teacher": {"name": "t", **teacher}, **options},
+        },
+    }
+    job = parse_job(document)
+    assert isinstance(job, JobConfig)
+    assert job.generation.on_policy_options is not None
+    secrets = {"K": "tml-k", "T": "tml-t", "TINKER_API_KEY": "tml-0"}
+    ctx = LocalContext(LocalStore(tmp_path), job, document=document, secrets=secrets)
+    settings = WorkerSettings(state=tmp_path, allow_private_urls=True)
+    made: Any = real_parts(settings).teacher(ctx, job.generation.on_policy_options.teacher[0])
+    assert (made._service.url, made._service._key) == (found[0] or HOSTED, found[1])
 
 
 def test_another_provider_is_refused_by_name() -> None:
