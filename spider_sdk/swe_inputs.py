@@ -48,7 +48,7 @@ def localise(document: Mapping[str, Any], folder: Path) -> Localised:
         copy = folder / "rows.jsonl"
         with copy.open("w", encoding="utf-8") as file:
             for number, row in rows:
-                file.write(json.dumps(repositories.renamed(number, row), ensure_ascii=False) + "\n")
+                file.write(json.dumps(repositories.renamed(number, row)) + "\n")
         data = hashed(path.name, copy, _KEY)
     inputs = [{"name": file.name, "sha256": file.sha256} for file in (data, *files)]
     changed = {**swe, "dataset": path.name, "inputs": inputs}

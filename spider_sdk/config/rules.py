@@ -204,7 +204,7 @@ def swe_rules(swe: Any) -> Iterator[Complaint]:
         )
     if _get(swe, "hf_repo_id") is None:
         for key in ("hf_private", "hf_config_name", "push_filter"):
-            if _get(swe, key) not in (None, False):
+            if _get(swe, key) not in (None, False, SweConfig.push_filter):
                 yield (key,), f"{key} is only used with hf_repo_id; set that or remove {key}"
 
 

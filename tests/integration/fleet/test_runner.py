@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from spider_sdk.config.model import SweConfig
+from spider_sdk.errors import FatalJobError, NotSupported
 from spider_sdk.jobs import JobStatus, Queue
 from spider_worker.control import redact
 from spider_worker.fleet import Claim, Fleet
 from spider_worker.fleet.connection import Scripts
+from spider_worker.pipelines import registry
+from spider_worker.pipelines.base import Plan, UnitSpec
 from spider_worker.runner import runner as runner_module
 from spider_worker.runner.context import ClaimContext
 from spider_worker.runner.runner import Runner
@@ -239,3 +243,72 @@ def test_the_reaper_outlives_a_sweep_that_fails(
     eventually(lambda: len(sweeps) > 1, "another sweep")
     stop.set()
     thread.join(10)
+
+
+@pytest.mark.parametrize("end", ["breaks", "is fatal", "is taken back"])
+def test_what_an_attempt_spent_is_told_before_it_ends(
+    fleet: Fleet, report: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Between two reports lies half a second, and what was spent in it would be given out again."""
+
+    class Spending:
+        grace = 5.0
+
+        async def run(self, ctx: Any) -> None:
+            assert (ctx.grant, ctx.job.llm_model) == (2.0, "m")
+            ctx.progress({"cost_usd": 0.25})
+            await asyncio.to_thread(eventually, lambda: "cost_usd" in metrics(), "the first report")
+            ctx.progress({"cost_usd": 1.5})
+            if end == "is taken back":
+                raise asyncio.CancelledError
+            raise FatalJobError("no") if end == "is fatal" else ValueError("no")
+
+    def metrics() -> dict[str, Any]:
+        return {k: v for k, v in fleet.jobs.get(job).metrics.items() if v is not None}
+
+    monkeypatch.setattr(runner_module, "build_pipeline", lambda *_: Spending())
+    document = {"swe": {"llm_model": "m", "max_budget_total": 9, "max_budget_per_instance": 2}}
+    job, (held,) = planned(fleet, document)
+
+    async def serve() -> None:
+        runner = Runner(fleet, WorkerSettings(state=tmp_path), report)
+        await runner._begin(held, {"document": document, "secrets": {}})
+        (running,) = runner._live()
+        await asyncio.wait({running.task}, timeout=30)
+
+    asyncio.run(serve())
+    assert metrics()["cost_usd"] == 1.5
+    assert fleet.units.beat(job, [held]).lost == [held]
+
+
+def test_no_more_hints_go_out_than_instances_may_begin(
+    fleet: Fleet, report: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Planning:
+        grace = 5.0
+
+        async def plan(self, ctx: Any) -> Plan:
+            return Plan([UnitSpec(f"u{i}", i, {}) for i in range(20)])
+
+    monkeypatch.setattr(runner_module, "build_pipeline", lambda *_: Planning())
+    document = {"swe": {"llm_model": "m", "num_workers": 4}}
+    job = fleet.jobs.submit("me", document, {}, queue=Queue.SWE_AGENT).job_id
+    fleet.redis.delete("spider:swe-agent")
+
+    async def serve() -> None:
+        runner = Runner(fleet, WorkerSettings(state=tmp_path), report)
+        await runner._begin(take(fleet, job), {"document": document, "secrets": {}})
+        (running,) = runner._live()
+        await asyncio.wait({running.task}, timeout=30)
+
+    asyncio.run(serve())
+    assert fleet.redis.llen("spider:swe-agent") == 3
+
+
+def test_a_swe_job_gets_its_own_pipeline_or_a_clear_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "SWE_AGENT", "tests.support.swe_runner")
+    built = registry.build_pipeline(SweConfig("m"), WorkerSettings())
+    assert type(built).__name__ == "PretendedSwe"
+    monkeypatch.setattr(registry, "SWE_AGENT", "spider_worker.pipelines.of_another_version")
+    with pytest.raises(NotSupported, match="swe-agent"):
+        registry.build_pipeline(SweConfig("m"), WorkerSettings())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,10 @@ from spider_api.app import create_app
 from spider_api.context import of
 from spider_api.settings import ApiSettings
 from spider_sdk import AppConfig, Client
+from spider_sdk.cli.main import run
+from spider_sdk.config import rules
 from spider_sdk.errors import ConfigError, Conflict, NotFound, Unauthorized
+from spider_sdk.jobs import Queue
 from spider_worker.fleet import Fleet
 from spider_worker.settings import FleetSettings
 from tests.support.redis_server import RedisServer
@@ -59,6 +64,7 @@ def connect(
     def build(job: dict[str, Any] | None = JOB, owner: str = "ada", **options: Any) -> Client:
         options.setdefault("api_key", of(app).keys.create(owner)[1])
         config = None if job is None else AppConfig.from_dict({"job": job})
+        config = options.pop("config", config)
         made.append(Client(config, transport=httpx2.WSGITransport(app=app), **options))
         return made[-1]
 
@@ -184,3 +190,65 @@ def test_what_the_server_refuses(connect: Callable[..., Client]) -> None:
         list(connect(owner="bob").events(job_id))
     with pytest.raises(Unauthorized, match="SPIDER_API_KEY"):
         connect(api_key="sk_nobody_x").list_jobs()
+
+
+@pytest.fixture
+def _all_landed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "LANDED", frozenset(Queue))
+
+
+@pytest.mark.usefixtures("_all_landed")
+def test_a_swe_job_takes_its_tasks_and_their_repositories_along(
+    connect: Callable[..., Client], fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_KEY", "canary-key")
+    repository = tmp_path / "repository"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet", "repository"], check=True)
+    git[-1] = str(repository)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"instance_id": "a", "repo_source": "repository"}) + "\n")
+    swe = {"llm_model": "m", "llm_api_key_env": "MODEL_KEY", "dataset": "tasks.jsonl"}
+    config = AppConfig.from_dict({**swe, "max_budget_total": 2.0})
+    client = connect(config=config)
+    job_id = client.submit_job({"num_workers": 3}, idempotency_key="k")["job_id"]
+    assert client.submit_job({"num_workers": 3}, idempotency_key="k")["job_id"] == job_id
+    with pytest.raises(Conflict):
+        client.submit_job({"num_workers": 4}, idempotency_key="k")
+    record = fleet.jobs.get(job_id)
+    assert (record.queue, record.document["swe"]["num_workers"]) == (Queue.SWE_AGENT, 3)
+    assert fleet.jobs.secrets(job_id) == {"MODEL_KEY": "canary-key"}
+    rows, bundle = (fleet.inputs.path(f["sha256"]) for f in record.document["swe"]["inputs"])
+    named = f"input:{bundle.name}"
+    assert json.loads(rows.read_bytes()) == {"instance_id": "a", "repo_source": named}
+    heads = subprocess.run(["git", "bundle", "list-heads", bundle], check=True, capture_output=True)
+    assert b"HEAD" in heads.stdout
+    client.cancel_job(job_id)
+    assert client.retry_job(job_id, max_budget_total=9)["job"]["swe"]["max_budget_total"] == 9
+    assert fleet.jobs.secrets(job_id) == {"MODEL_KEY": "canary-key"}, "brought again by name"
+
+
+@pytest.mark.usefixtures("_all_landed")
+def test_a_swe_file_on_the_command_line(
+    connect: Callable[..., Client],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = connect(None)
+    monkeypatch.setattr("spider_sdk.client.Client.close", lambda self: None)
+    transport = client._transport
+    monkeypatch.setattr("spider_sdk.client.Transport", lambda **_: transport)
+    (tmp_path / "swe.yaml").write_text("llm_model: m\nmax_budget_total: 2\n")
+    assert run(["validate", "swe.yaml"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["submit", "swe.yaml", "--detach", "--json", "--set", "num_workers=2"]) == 0
+    job_id = json.loads(capsys.readouterr().out.splitlines()[0])["job_id"]
+    client.cancel_job(job_id)
+    assert run(["retry", job_id, "--max-budget-total", "0"]) == 2
+    assert run(["retry", job_id, "--max-budget-total", "7.5"]) == 0
+    swe = client.get_job_status(job_id)["job"]["swe"]
+    assert (swe["max_budget_total"], swe["num_workers"]) == (7.5, 2)
+    assert run(["status", job_id]) == 0
+    assert f"job {job_id} queued" in capsys.readouterr().out

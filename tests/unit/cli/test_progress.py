@@ -114,3 +114,31 @@ def test_the_lines_of_a_training_run(view: JobView) -> None:
         "kl 0.2134 · held-out kl 0.2310 · 4.2 s a step · ETA 1h 02m",
         "1.2M sampled tokens",
     ]
+
+
+def test_the_rows_of_a_swe_job_are_instances() -> None:
+    swe = {"swe": {"llm_model": "m", "max_budget_total": 100}}
+    view = JobView(status_document("running", job_id="7f3a", job=swe))
+    progress = Progress(view.document)
+    counts = {"rows_total": 50, "rows_error": 2, "rows_resolved": 5}
+    advance(progress, view, 0, metrics={**counts, "rows_done": 10})
+    tokens = {"prompt_tokens": 41e6, "completion_tokens": 6e5, "cost_usd": 27.131}
+    advance(progress, view, 400, metrics={**counts, **tokens, "rows_done": 12})
+    assert progress.lines() == [
+        "job 7f3a running · 12/50 instances · 2 errors · 5 resolved",
+        "18 instances/h · ETA 2h 07m",
+        "in 41.0M out 600.0k tokens · $27.13 of $100.00",
+    ]
+
+
+def test_what_the_budget_left_out_is_counted() -> None:
+    swe = {"swe": {"llm_model": "m"}}
+    metrics = {"rows_total": 1, "rows_done": 0, "units_skipped": 1}
+    view = JobView(status_document("completed", job_id="7f3a", job=swe, metrics=metrics))
+    (line,) = Progress(view.document).lines()
+    assert line == "job 7f3a completed · 0/1 instance · 1 left out (budget)"
+
+
+def test_a_line_of_progress_calls_instances_by_their_name() -> None:
+    raw = event(3, "progress", "unit-0", metrics={"rows_done": 2, "rows_total": 5})
+    assert event_line(Event.from_json(raw), word="instance").endswith("2/5 instances")

@@ -1,0 +1,86 @@
+"""A SWE job as a document: read, written again, changed, parted from its secrets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spider_sdk.config import AppConfig, job_document, lift_secrets, parse_job
+from spider_sdk.config import rules as rules_module
+from spider_sdk.config.model import InputFile, SweConfig
+from spider_sdk.errors import ConfigError
+from spider_sdk.jobs import Queue
+from spider_sdk.submission import Submittable, needed_for
+
+FULL: dict[str, Any] = {
+    "llm_model": "openai/m",
+    "dataset": "tasks.jsonl",
+    "condenser": {"kind": "x", "empty": {}},
+    "num_workers": 3,
+    "max_budget_total": 5.0,
+    "inputs": [{"name": "tasks.jsonl", "sha256": "a" * 64}],
+}
+
+
+def paths(document: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_job(document)
+    return [problem.path for problem in caught.value.problems]
+
+
+def test_a_document_is_read_and_written_again() -> None:
+    job = parse_job({"swe": FULL})
+    assert isinstance(job, SweConfig)
+    assert (job.queue, job.parallelism) == (Queue.SWE_AGENT, None)
+    assert job.inputs == (InputFile("tasks.jsonl", "a" * 64),)
+    written = job_document(job)
+    assert set(written) == {"swe"}
+    assert written["swe"].items() >= FULL.items()
+    assert parse_job(written) == job
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"swe": {}}, ["llm_model"]),
+        ({"swe": None}, ["(root)"]),
+        ({"swe": []}, ["(root)"]),
+        ({"swe": {"llm_model": "m", "split": 5, "seed": -1}}, ["split", "seed"]),
+        ({"swe": {"llm_model": "m", "temperature": float("nan")}}, ["temperature"]),
+        ({"swe": FULL, "source": {}, "metadata": {}}, ["job.source", "job.metadata"]),
+    ],
+)
+def test_problems_have_paths_as_in_the_file(document: Any, told: list[str]) -> None:
+    assert paths(document) == told
+
+
+def test_a_budget_too_small_for_one_instance_is_refused() -> None:
+    each = {**FULL, "max_budget_per_instance": 6}
+    assert paths({"swe": each}) == ["max_budget_total"]
+    parse_job({"swe": {**each, "max_budget_total": 6}})
+
+
+@pytest.fixture
+def _landed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules_module, "LANDED", frozenset(Queue))
+
+
+@pytest.mark.usefixtures("_landed")
+def test_a_submission_is_the_job_without_its_secrets() -> None:
+    config = AppConfig.from_dict({"llm_model": "m", "llm_api_key": "sk-1"}, environ={})
+    ready = Submittable.build(config, {"num_workers": 4})
+    assert ready.job["swe"]["num_workers"] == 4
+    (name,) = ready.env
+    assert ready.job["swe"]["llm_api_key_env"] == name
+    assert "sk-1" not in str(ready.job)
+    assert needed_for(ready.job, config) == ready.env, "a retry brings them again"
+
+
+@pytest.mark.usefixtures("_landed")
+def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MY_MODEL_KEY", raising=False)
+    config = AppConfig.from_dict({"llm_model": "m", "llm_api_key_env": "MY_MODEL_KEY"}, environ={})
+    with pytest.raises(ConfigError, match="MY_MODEL_KEY"):
+        Submittable.build(config)
+    assert lift_secrets(config.document, {"MY_MODEL_KEY": "k"})[1] == {"MY_MODEL_KEY": "k"}
