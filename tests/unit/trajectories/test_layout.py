@@ -117,3 +117,16 @@ def test_a_long_configuration_is_cut_and_still_its_own() -> None:
     assert len(one) == MAX_CONFIG_NAME
     assert one.endswith("_100iter")
     assert one != other
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".git", "-rf", "../..", "./x", ".../"])
+def test_no_component_is_hidden_an_option_or_another_folder(name: str) -> None:
+    assert safe_name(name)[0] not in ".-"
+    assert (
+        Layout.of(
+            "out", dataset=f"{name}/b", split=name, agent_class=name, model=name, max_iterations=1
+        )
+        .root.resolve()
+        .parents[2]
+        == Path("out").resolve()
+    )
