@@ -102,16 +102,21 @@ class Runner:
                 self._stopped.set()
 
     async def _begin(self, claim: Claim, job: dict[str, Any] | None) -> None:
+        """Start a unit's task. This is the boundary at which whatever is wrong with a job as
+        stored, or with the parts that it asks for, becomes its failure."""
         try:
             if self._session is None or self._session.job_id != claim.job_id:
                 assert job is not None, "the first unit of a job comes with the job"
                 await self._end_session()
                 self._session = self._open_session(claim.job_id, job)
-        except SpiderError as error:
-            # The record says why, whatever is wrong with the job as stored.
-            await self._persist(
-                functools.partial(self._fleet.units.fail, claim, error.message, fatal=True)
-            )
+        except Exception as error:
+            if isinstance(error, SpiderError):
+                why = error.message
+            else:
+                logger.exception("%s cannot be begun", claim.job_id)
+                why = f"the job cannot be begun: {type(error).__name__}: {error}"
+            fail = functools.partial(self._fleet.units.fail, fatal=True)
+            await self._end_claim(claim, fail, redact(why, (job or {}).get("secrets") or {}))
             self._tell("ended", unit=claim.unit, fence=claim.fence)
             await self._maybe_idle()
             return
@@ -125,11 +130,7 @@ class Runner:
     def _open_session(self, job_id: str, job: dict[str, Any]) -> JobSession:
         config = parse_job(job["document"])
         pipeline = build_pipeline(config, self._settings)
-        self._tell("grace", seconds=pipeline.grace)
-        # A runner serves several jobs: what the operator set under these names comes back.
-        self._covered = {name: os.environ.get(name) for name in job["secrets"]}
-        os.environ.update(job["secrets"])
-        return JobSession(
+        session = JobSession(
             job_id=job_id,
             job=config,
             document=job["document"],
@@ -138,6 +139,15 @@ class Runner:
             resources=self._resources,
             cancelled=asyncio.Event(),
         )
+        self._tell("grace", seconds=pipeline.grace)
+        # A runner serves several jobs: what the operator set under these names comes back.
+        self._covered = {name: os.environ.get(name) for name in job["secrets"]}
+        try:
+            os.environ.update(job["secrets"])
+        except BaseException:
+            self._uncover()
+            raise
+        return session
 
     async def _end_session(self) -> None:
         """Forget the job: its resources, its secrets. Engines stay."""
@@ -145,12 +155,15 @@ class Runner:
             return
         await self._resources.close(job_only=not self._suspect)
         self._suspect = False
+        self._uncover()
+        self._session = None
+
+    def _uncover(self) -> None:
         for name, value in self._covered.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        self._session = None
 
     # -- one unit ----------------------------------------------------------------
 
