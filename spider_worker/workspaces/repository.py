@@ -73,7 +73,6 @@ _FORGET: Final = (
     """
 g add -A .
 tracked=$(g write-tree)
-rm -f .git/index
 g read-tree "$tracked"
 """
     + _NO_NESTED_REPOSITORIES

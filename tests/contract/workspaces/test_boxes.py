@@ -115,7 +115,8 @@ def test_no_process_is_left_behind(kind: str, how: str, tmp_path: Path) -> None:
 
 
 @kinds
-def test_cancelling_kills_before_it_returns(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_cancelling_kills_before_it_returns(kind: str, times: int, tmp_path: Path) -> None:
     marker = uuid.uuid4().hex
 
     async def use(box: Box) -> None:
@@ -125,7 +126,9 @@ def test_cancelling_kills_before_it_returns(kind: str, tmp_path: Path) -> None:
         while await box.read("away") is None:  # noqa: ASYNC110 - a file of another process
             await asyncio.sleep(0.01)
         assert alive(marker)
-        running.cancel()
+        for _ in range(times):
+            running.cancel()
+            await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await running
         assert alive(marker) == []

@@ -290,13 +290,17 @@ def test_line_ends_that_were_never_normalised_are_no_change(tmp_path: Path) -> N
     subprocess.run([*git, "add", ".gitattributes"], cwd=folder, check=True)
     subprocess.run([*git, "commit", "-q", "-m", "Attributes"], cwd=folder, check=True)
 
-    async def use(box: Box) -> None:
-        assert await box.read("dos.txt") == b"one\r\ntwo\r\n"
-        assert await take_patch(box) == ""
-        await sh(box, "git apply -", stdin=b"--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-one\n+2\n")
-        assert "dos" not in await take_patch(box)
+    async def run() -> None:
+        async with workspace("local", tmp_path / "boxes").open(task) as box:
+            assert await box.read("dos.txt") == b"one\r\ntwo\r\n"
+            # So that git takes the file for unchanged and does not look into it.
+            await sh(box, "touch -d '+1 hour' .git/index")
+            await prepare(box, task)
+            assert await take_patch(box) == ""
+            await sh(box, "git apply -", stdin=b"--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-one\n+2\n")
+            assert "dos" not in await take_patch(box)
 
-    in_box(task, tmp_path, use)
+    asyncio.run(run())
 
 
 def test_odd_files_and_attributes_do_not_stop_it(tmp_path: Path) -> None:
