@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Refusal", "ResultLost", "mapped"]
+__all__ = ["Gone", "Refusal", "ResultLost", "mapped"]
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from spider_sdk.errors import (
     AuthError,
@@ -29,8 +30,22 @@ class Refusal(FatalJobError):
         self.detail = detail
 
 
+class Gone(Refusal, EngineUnavailable):
+    """What was asked for is not there (any more): a server that was started again, or a session
+    that has ended. The same request is refused for ever, and a new session can go on from a saved
+    state; to whoever asks for something that may never have been there, it is a Refusal."""
+
+
 class ResultLost(EngineUnavailable):
     """The service did what it was asked for and cannot say what came of it."""
+
+
+#: What servers say of what they have lost, in an answer that is no 404.
+_GONE: Final = re.compile(
+    r"not loaded|(session|model|adapter|sampler)\b.{0,200}"
+    r"\b(not found|not exist|expired|has ended)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def mapped(error: BaseException, sdk: Any, *, what: str, where: str) -> SpiderError:
@@ -80,13 +95,8 @@ def _status(error: Any, what: str, where: str) -> SpiderError:
         return FatalJobError(f"{where} asks for payment ({what}): {detail}")
     if status == 410 or status == 429 or status >= 500:
         return EngineUnavailable(f"{where} failed ({what}, {status}): {detail}")
-    if status == 404 or (status == 400 and "not loaded" in detail):
-        return Refusal(
-            f"{where} does not know what it was asked for ({what}): {detail}. A server that was"
-            " started again has lost what it held; a session of five silent minutes has ended",
-            status=404,
-            detail=detail,
-        )
+    if status == 404 or (status == 400 and _GONE.search(detail)):
+        return _gone(detail, what, where)
     return Refusal(
         f"{where} refuses the request ({what}, {status}): {detail}", status=status, detail=detail
     )
@@ -96,8 +106,19 @@ def _failed(error: Any, what: str, where: str) -> SpiderError:
     category = str(getattr(error.category, "value", error.category)).lower()
     if category == "user":
         said = str(error.message)
+        if _GONE.search(said):
+            return _gone(said, what, where)
         return Refusal(f"{where} refuses the request ({what}): {said}", status=400, detail=said)
     return EngineUnavailable(f"{where} failed ({what}): {error.message}")
+
+
+def _gone(detail: str, what: str, where: str) -> Gone:
+    return Gone(
+        f"{where} does not know what it was asked for ({what}): {detail}. A server that was"
+        " started again has lost what it held; a session of five silent minutes has ended",
+        status=404,
+        detail=detail,
+    )
 
 
 def _detail(error: Any) -> str:

@@ -17,7 +17,13 @@ from typing import Any, Final
 import orjson
 
 from spider_sdk.config.model import JobConfig, OnPolicyOptions, ProcessorConfig, TeacherConfig
-from spider_sdk.errors import FatalJobError, LeaseLost, RowError
+from spider_sdk.errors import (
+    EngineUnavailable,
+    FatalJobError,
+    LeaseLost,
+    PipelineError,
+    RowError,
+)
 from spider_worker.pipelines.base import (
     JobContext,
     JobResult,
@@ -103,6 +109,17 @@ class OnPolicyPipeline:
         return Plan(units=[UnitSpec(UNIT, 0, spec)])
 
     async def run(self, ctx: UnitContext) -> UnitOutcome:
+        """What is gone when a run is to go on, or at its very end, may be back for the attempt
+        after: it raises PipelineError, and not EngineUnavailable, once there is a step."""
+        try:
+            return await self._run(ctx)
+        except EngineUnavailable as error:
+            progress, _ = Checkpoints.progress_of(ctx)
+            if progress.step:
+                raise PipelineError(error.message) from error
+            raise
+
+    async def _run(self, ctx: UnitContext) -> UnitOutcome:
         spec = ctx.unit.spec
         trainer = await self._trainer(ctx, int(spec["seed"]))
         checkpoints = Checkpoints(ctx, trainer, self._parts.save_pace)

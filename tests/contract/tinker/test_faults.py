@@ -126,6 +126,30 @@ def test_a_sampler_of_older_weights_samples_no_more(
     run(scenario())
 
 
+def test_an_adapter_that_the_server_has_lost_is_no_reason_to_give_the_job_up(
+    tinker_server: TinkerServer, run: Run[Any]
+) -> None:
+    """As after a restart, or at the end of a session: another session may go on."""
+
+    async def train(trainer: TinkerTrainer) -> None:
+        for _ in range(50):  # it is unloaded a while after
+            await trainer.forward_backward(DATA, Loss())
+            await asyncio.sleep(0.2)
+
+    async def scenario() -> None:
+        trainer = trainer_of(tinker_server)
+        await trainer.start()
+        try:
+            body = {"model_id": trainer._client.model_id, "type": "unload_model"}
+            assert await trainer._service.post("/api/v1/unload_model", body) == 200
+            with pytest.raises(EngineUnavailable, match="does not know"):
+                await train(trainer)
+        finally:
+            await trainer.close()
+
+    run(scenario())
+
+
 def test_what_the_server_ignores_is_refused(tinker_server: TinkerServer, run: Run[Any]) -> None:
     async def scenario() -> None:
         trainer = trainer_of(tinker_server)

@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 
 from spider_sdk.errors import EngineUnavailable, FatalJobError, JobCancelled, PipelineError
+from spider_worker.tinker_service.errors import Gone
 from spider_worker.trainers.base import ForwardBackward
 from tests.support.distil import Models, Run
 
@@ -231,6 +232,22 @@ def test_a_teacher_that_is_lost_in_the_middle_fails_the_attempt_not_the_job(
     first = Run(tmp_path / "first", models, changes={"teacher": after(0, gone, "start")})
     with pytest.raises(EngineUnavailable):
         first.go()
+
+
+def test_a_session_that_is_lost_fails_the_attempt_and_the_next_goes_on(
+    tmp_path: Path, models: Models
+) -> None:
+    gone = Gone("the model is not loaded", status=404, detail="not loaded")
+    run = Run(tmp_path, models, changes={"trainer": after(2, gone, "forward_backward")})
+    # The server is started again, and takes its time: neither is the job's end.
+    for change in (dict(run._changes), {"trainer": after(0, gone, "start")}):
+        run._changes = change
+        with pytest.raises(PipelineError) as caught:
+            run.go()
+        assert not isinstance(caught.value, FatalJobError)
+    run._changes.clear()
+    run.go()
+    assert run.events("train.resumed") == [{"step": 2}]
 
 
 def test_a_step_that_was_cut_short_leaves_its_adapter_and_no_state(

@@ -16,7 +16,7 @@ from spider_sdk.errors import (
     RowError,
     SpiderError,
 )
-from spider_worker.tinker_service.errors import Refusal, mapped
+from spider_worker.tinker_service.errors import Gone, Refusal, mapped
 
 REQUEST = httpx.Request("POST", "http://service/api/v1/asample")
 
@@ -39,8 +39,10 @@ def convert(error: BaseException) -> SpiderError:
         (status(401), AuthError, "TINKER_API_KEY"),
         (status(403), AuthError, "refuses the key"),
         (status(402), FatalJobError, "payment"),
-        (status(404), Refusal, "does not know"),
-        (status(400, "Model m not loaded"), Refusal, "does not know"),
+        (status(404), Gone, "does not know"),
+        (status(400, "Model m not loaded"), Gone, "does not know"),
+        (status(400, "Session 7 has expired"), Gone, "does not know"),
+        (status(400, "the model takes no rank 64"), Refusal, "refuses the request"),
         (status(410), EngineUnavailable, "410"),
         (status(429), EngineUnavailable, "429"),
         (status(503), EngineUnavailable, "503"),
@@ -74,6 +76,18 @@ def test_a_failed_request_is_somebodys_fault(category: str, kind: type[SpiderErr
         category=tinker.types.RequestErrorCategory[category],
     )
     assert type(convert(error)) is kind
+
+
+def test_a_model_that_was_lost_while_a_request_waited_is_gone() -> None:
+    error = tinker.RequestFailedError(
+        "Model model_3 not found",
+        request_id="1",
+        category=tinker.types.RequestErrorCategory.User,
+    )
+    found = convert(error)
+    assert isinstance(found, EngineUnavailable)  # another session may go on
+    assert isinstance(found, Refusal)
+    assert found.status == 404
 
 
 def test_a_request_that_the_sdk_will_not_send_is_a_refusal() -> None:
