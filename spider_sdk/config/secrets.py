@@ -137,7 +137,8 @@ def _own_servers(job: Job, environ: Mapping[str, str]) -> set[str]:
     want none."""
     if isinstance(job, SweConfig):
         return set()
-    own, others = set(), set()
+    own: set[str | None] = set()
+    others: set[str | None] = set()
     for service in _services(job):
         address = BASE_URL.get(service.provider or "", "")
         named = service.base_url or service.api_key or service.api_key_env
