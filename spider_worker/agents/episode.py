@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Episode", "Heard", "Listener", "run_episode"]
+__all__ = ["Episode", "Heard", "Listener", "Process", "Start", "run_episode"]
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from spider_worker.agents.pool import AgentPool, PoolGone
+from spider_worker.agents.pool import PoolGone
 
 #: A line longer than this is no line: an event holds an observation, which the SDK cuts.
 _LINE_BYTES: Final = 64 << 20
@@ -59,31 +59,42 @@ class Heard:
 Listener = Callable[[Mapping[str, Any], Heard], None]
 
 
+class Process(Protocol):
+    """A started episode. ``ended`` resolves to its exit status once nothing of it is alive; it
+    raises PoolGone where that is not known. ``kill`` brings that about."""
+
+    @property
+    def ended(self) -> asyncio.Future[int]: ...
+
+    def kill(self) -> None: ...
+
+
+Start = Callable[[Sequence[int]], Awaitable[Process]]
+"""Starts an episode's process with descriptors to read its request from, to write its lines to,
+and for whatever else it prints; they stay the caller's to close. Raises WorkspaceError."""
+
+
 class Episode:
-    """An episode of ``pool``. ``plan`` is the confinement (None in an unconfined pool), ``log``
-    where what the agent prints goes, ``proxy`` the path of the proxy's socket, ``cgroup`` the
-    ``cgroup.procs`` of a group to run in. It is ended, as ``cancelled``, when ``stop`` returns."""
+    """An episode that ``start`` starts. ``log`` is where what the agent prints goes, ``cgroup``
+    the ``cgroup.procs`` of a group to run in (a fourth descriptor). It is ended, as ``cancelled``,
+    when ``stop`` returns."""
 
     def __init__(
         self,
-        pool: AgentPool,
+        start: Start,
         request: Mapping[str, Any],
         *,
-        plan: Mapping[str, Any] | None,
         log: Path,
         timeout: float,
-        proxy: str | None = None,
         cgroup: Path | None = None,
         listener: Listener | None = None,
         stop: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.heard = Heard()
-        self._pool = pool
+        self._start = start
         self._request = request
-        self._plan = plan
         self._log = log
         self._timeout = timeout
-        self._proxy = proxy
         self._cgroup = cgroup
         self._listener = listener
         self._stop = stop
@@ -100,7 +111,7 @@ class Episode:
             opened.append(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
             if self._cgroup is not None:
                 opened.append(os.open(self._cgroup, os.O_WRONLY))
-            child = await self._pool.fork(self._plan, opened, proxy=self._proxy)
+            child = await self._start(opened)
         except BaseException:
             os.close(writing)
             os.close(reading)
@@ -178,9 +189,9 @@ class Episode:
         self.heard.error = f"the agent's process ended with {code} and no last word: {last}"
 
 
-async def run_episode(pool: AgentPool, request: Mapping[str, Any], **options: Any) -> Heard:
+async def run_episode(start: Start, request: Mapping[str, Any], **options: Any) -> Heard:
     """Run one episode to its end (see ``Episode``)."""
-    return await Episode(pool, request, **options).run()
+    return await Episode(start, request, **options).run()
 
 
 def _write(descriptor: int, data: bytes) -> None:

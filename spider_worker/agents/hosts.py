@@ -68,13 +68,14 @@ class WarmHost:
                 else:
                     state = stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-state-"))
                 cgroup = stack.enter_context(pids_group(f"agent-{next(_NUMBERS)}", PIDS))
+                proxy = None
+                if self._proxy is not None:
+                    proxy = self._pool.socket_path(self._proxy.socket.name)
                 return await run_episode(
-                    self._pool,
+                    lambda descriptors: self._pool.fork(plan, descriptors, proxy=proxy),
                     {**request, "path": box.path, "state": state, "llm": llm},
-                    plan=plan,
                     log=log,
                     timeout=timeout,
-                    proxy=self._proxy and self._pool.socket_path(self._proxy.socket.name),
                     cgroup=cgroup,
                     listener=listener,
                     stop=stop,

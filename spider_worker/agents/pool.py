@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -61,6 +62,9 @@ class AgentPool:
         self._python = python
         self._folder = folder
         self._boxes = boxes
+        #: For Unix sockets that agents are to reach, as ``socket_path`` says. Not under ``folder``:
+        #: a socket's path has 107 bytes at most.
+        self.sockets = Path(tempfile.mkdtemp(prefix="spider-"))
         self._shell_python = shell_python
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -72,11 +76,6 @@ class AgentPool:
     @property
     def confined(self) -> bool:
         return self._boxes is not None
-
-    @property
-    def sockets(self) -> Path:
-        """A folder for Unix sockets that agents are to reach, as ``socket_path`` says."""
-        return self._folder / "sockets"
 
     def socket_path(self, name: str) -> str:
         """Where an agent finds the socket of that name in ``sockets``."""
@@ -94,7 +93,7 @@ class AgentPool:
         with what it said where it does not come up."""
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        self.sockets.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._log = self._folder / "zygote.log"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -170,6 +169,7 @@ class AgentPool:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM if self._boxes is None else signal.SIGKILL)
             await asyncio.to_thread(process.wait)
+        await asyncio.to_thread(shutil.rmtree, self.sockets, ignore_errors=True)
         self._lose()
 
     async def fork(

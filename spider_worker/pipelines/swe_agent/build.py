@@ -5,16 +5,21 @@ from __future__ import annotations
 __all__ = ["real_parts"]
 
 import asyncio
+import atexit
 import functools
 import itertools
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from spider_sdk.config.model import SourceConfig, SweConfig
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
+from spider_sdk.swe_inputs import REFERENCE
+from spider_worker.agents.container import ContainerHost, container_mounts
 from spider_worker.agents.hosts import WarmHost
 from spider_worker.agents.interpreter import agent_python, ask_model
 from spider_worker.agents.pool import AgentPool
@@ -27,11 +32,12 @@ from spider_worker.settings import WorkerSettings
 from spider_worker.sinks.hub_repo import HubRepo
 from spider_worker.sources.build import build_source
 from spider_worker.swe_tasks.base import Task
-from spider_worker.swe_tasks.normalise import normalise
-from spider_worker.swe_tasks.selection import select
+from spider_worker.swe_tasks.normalise import form_of, to_task
+from spider_worker.swe_tasks.selection import select_tasks
 from spider_worker.trajectories.push import Pushed, push
 from spider_worker.workspaces.base import Workspace
 from spider_worker.workspaces.bwrap import BwrapWorkspace
+from spider_worker.workspaces.docker import DockerWorkspace
 from spider_worker.workspaces.local import LocalWorkspace
 
 _COUNT: Final = itertools.count()
@@ -49,9 +55,11 @@ def real_parts(settings: WorkerSettings) -> Parts:
     return Parts(
         tasks=functools.partial(_tasks, settings),
         endpoint=functools.partial(_endpoint, settings),
-        workspace=functools.partial(_workspace, settings, root),
+        workspace=lambda ctx, endpoint: _workspace(
+            settings, root, ctx, networked=not endpoint.proxied
+        ),
         host=functools.partial(_host, settings, root),
-        judge=functools.partial(_judge, root),
+        judge=functools.partial(_judge, settings, root),
         push=_push,
         check_hub=_check_hub,
         slots=settings.swe_slots or _MANY,
@@ -81,17 +89,40 @@ def _load_tasks(settings: WorkerSettings, ctx: Ctx) -> list[Task]:
         ctx.secrets.get("HF_TOKEN"),
         data_roots=EnginePolicy.from_settings(settings).data_roots,
     )
+    references = {REFERENCE + file.sha256: str(paths[file.name]) for file in job.inputs}
     try:
-        rows = [row for batch in source.batches(0, None) for _, row in batch]
+        columns = source.columns()
+        rows: Iterator[dict[str, Any]] = (
+            row for batch in source.batches(0, None) for _, row in batch
+        )
+        if columns is None:
+            first = next(rows, None)
+            columns = list(first or ())
+            rows = itertools.chain([first] if first is not None else [], rows)
+        form = form_of(columns)
+        tasks = (to_task(_resolved(row, references), form=form) for row in rows)
+        return select_tasks(
+            tasks,
+            instance_filter=job.instance_filter,
+            max_instances=job.max_instances,
+            seed=job.seed,
+        )
     finally:
         source.close()
-    uploaded = {file.sha256: ctx.input_path(file.sha256) for file in job.inputs}
-    return select(
-        normalise(rows, uploaded),
-        instance_filter=job.instance_filter,
-        max_instances=job.max_instances,
-        seed=job.seed,
-    )
+
+
+def _resolved(row: dict[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
+    """The row with the file in place of a reference to an uploaded one. No path that a job names
+    by itself is opened here."""
+    named = row.get("repo_source")
+    if not isinstance(named, str) or "://" in named:
+        return row
+    if named not in references:
+        raise FatalJobError(
+            f"{row.get('instance_id')}: repo_source {named!r} is no uploaded repository; submit "
+            "the file with `spider-scaffold openhands` or `spider submit`, which upload them"
+        )
+    return {**row, "repo_source": references[named]}
 
 
 async def _endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
@@ -165,21 +196,34 @@ def _capped(job: SweConfig, endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-def _workspace(settings: WorkerSettings, root: Path, ctx: Ctx) -> Workspace:
+def _workspace(
+    settings: WorkerSettings, root: Path, ctx: Ctx, *, networked: bool = False
+) -> Workspace:
+    """``networked``: an agent whose model is reached directly has to get there from a container."""
+    boxes = root / "boxes"
     match ctx.job.workspace:
         case "bwrap":
-            return BwrapWorkspace(root / "boxes")
+            return BwrapWorkspace(boxes)
         case "local":
-            return LocalWorkspace(root / "boxes", allowed=settings.allow_local_workspace)
+            return LocalWorkspace(boxes, allowed=settings.allow_local_workspace)
+        case "docker":
+            python = agent_python(settings.agent_python)
+            return DockerWorkspace(
+                boxes,
+                mounts=container_mounts(python, root / "containers", _sockets()),
+                network=networked,
+            )
         case kind:
-            raise NotSupported(f"workspace: {kind} is not built yet; use bwrap")
+            raise NotSupported(f"workspace: {kind}: expected docker, bwrap or local")
 
 
 async def _host(settings: WorkerSettings, root: Path, ctx: Ctx, endpoint: Endpoint) -> Host:
-    job = ctx.job
-    confined = job.workspace == "bwrap"
     python = agent_python(settings.agent_python)
     boxes = root / "boxes"
+    if ctx.job.workspace == "docker":
+        proxy = await _proxy(settings, endpoint, _sockets())
+        return ContainerHost(python, _llm(ctx.job, endpoint), proxy=proxy)
+    confined = ctx.job.workspace == "bwrap"
 
     async def warm() -> AgentPool:
         pool = AgentPool(
@@ -194,33 +238,52 @@ async def _host(settings: WorkerSettings, root: Path, ctx: Ctx, endpoint: Endpoi
     pool = await ctx.resources.get(
         f"swe-agent:pool:{confined}", warm, lambda pool: pool.close(), outlives_job=True
     )
-    llm: dict[str, Any] = {
+    proxy = await _proxy(settings, endpoint, pool.sockets)
+    return WarmHost(pool, _llm(ctx.job, endpoint), proxy=proxy, boxes=boxes)
+
+
+async def _proxy(settings: WorkerSettings, endpoint: Endpoint, sockets: Path) -> LlmProxy | None:
+    """The started proxy to the endpoint; None where agents reach it by themselves."""
+    if not endpoint.proxied:
+        return None
+    assert endpoint.base_url is not None
+    proxy = LlmProxy(
+        endpoint.base_url,
+        endpoint.key,
+        socket=sockets / f"model-{os.getpid()}-{next(_COUNT)}",
+        prices=endpoint.prices,
+        connector=lambda: guarded_connector(
+            allow_private=settings.allow_private_urls, proxied=False, where="llm_base_url"
+        ),
+    )
+    await proxy.start()
+    return proxy
+
+
+@functools.cache
+def _sockets() -> Path:
+    """A folder for this process's sockets: a socket's path has 107 bytes at most."""
+    folder = Path(tempfile.mkdtemp(prefix="spider-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _llm(job: SweConfig, endpoint: Endpoint) -> dict[str, Any]:
+    """Arguments of the SDK's ``LLM``, but for what a proxy puts in its place."""
+    llm = {
         "model": endpoint.model,
         "temperature": job.temperature,
         "input_cost_per_token": endpoint.prices.input,
         "output_cost_per_token": endpoint.prices.output,
     }
-    proxy = None
-    if endpoint.proxied:
-        assert endpoint.base_url is not None
-        allow = settings.allow_private_urls
-        proxy = LlmProxy(
-            endpoint.base_url,
-            endpoint.key,
-            socket=pool.sockets / f"model-{next(_COUNT)}",
-            prices=endpoint.prices,
-            connector=lambda: guarded_connector(
-                allow_private=allow, proxied=False, where="llm_base_url"
-            ),
-        )
-        await proxy.start()
-    else:
+    if not endpoint.proxied:
         llm |= {"api_key": endpoint.key, "base_url": endpoint.base_url}
-    given = {key: value for key, value in llm.items() if value is not None}
-    return WarmHost(pool, given, proxy=proxy, boxes=boxes)
+    return {key: value for key, value in llm.items() if value is not None}
 
 
-def _judge(root: Path, ctx: Ctx, workspace: Workspace) -> Judging:
+def _judge(settings: WorkerSettings, root: Path, ctx: Ctx) -> Judging:
+    """In boxes of the same kind, which have no network."""
+    workspace = _workspace(settings, root, ctx)
     judge = Judge(workspace, timeout=ctx.job.timeout_seconds, cache=root / "gold-checks")
 
     async def judged(task: Task, patch: str | None) -> Mapping[str, Any]:

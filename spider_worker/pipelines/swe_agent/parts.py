@@ -71,9 +71,9 @@ class Parts:
 
     tasks: Callable[[Ctx], Awaitable[list[Task]]]
     endpoint: Callable[[Ctx], Awaitable[Endpoint]]
-    workspace: Callable[[Ctx], Workspace]
+    workspace: Callable[[Ctx, Endpoint], Workspace]
     host: Callable[[Ctx, Endpoint], Awaitable[Host]]
-    judge: Callable[[Ctx, Workspace], Judging]
+    judge: Callable[[Ctx], Judging]
     push: Callable[[Ctx, Path], Pushed]
     check_hub: Callable[[Ctx], None]
     slots: int

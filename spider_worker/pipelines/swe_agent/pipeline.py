@@ -59,7 +59,7 @@ class SweAgentPipeline:
         job = self._job
         await announce(ctx, "job.planning", "checking the model, the workspace and the data set")
         endpoint = await self._parts.endpoint(ctx)
-        workspace = self._parts.workspace(ctx)
+        workspace = self._parts.workspace(ctx, endpoint)
         await workspace.check()
         if job.hf_repo_id is not None:
             await asyncio.to_thread(self._parts.check_hub, ctx)
@@ -126,7 +126,7 @@ class SweAgentPipeline:
             )
         endpoint = await self._parts.endpoint(ctx)
         host = await self._host(ctx, endpoint)
-        workspace = self._parts.workspace(ctx)
+        workspace = self._parts.workspace(ctx, endpoint)
         past = await asyncio.to_thread(read_past, ctx.previous())
         journal = Journal(ctx.open_journal())
         try:
@@ -139,7 +139,7 @@ class SweAgentPipeline:
                 n,
                 workspace=workspace,
                 host=host,
-                judge=self._parts.judge(ctx, workspace) if self._job.evaluate else None,
+                judge=self._parts.judge(ctx) if self._job.evaluate else None,
                 journal=journal,
                 past=past,
                 metadata=self._metadata(),

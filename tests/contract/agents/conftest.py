@@ -110,12 +110,11 @@ class Stage:
                 "input_cost_per_token": PRICE,
                 "output_cost_per_token": PRICE,
             }
+            path = self.pool.socket_path(socket.name)
             return await run_episode(
-                self.pool,
+                lambda descriptors: self.pool.fork(self.plan(), descriptors, proxy=path),
                 request,
-                plan=self.plan(),
                 log=self.log,
-                proxy=self.pool.socket_path(socket.name),
                 **{"timeout": 120, **options},
             )
 

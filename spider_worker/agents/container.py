@@ -1,0 +1,128 @@
+"""Episodes in containers: the agent's own interpreter is shown in the instance's image.
+
+Nothing is installed in an image and none is built: the environment and the interpreter that it is
+made on are mounted read-only, where they are on the host. An interpreter for this has to run on
+the oldest C library of the images; those that uv installs do.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ContainerHost", "container_mounts"]
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from spider_sdk.errors import WorkspaceError
+from spider_worker.agents.episode import Heard, Listener, run_episode
+from spider_worker.agents.interpreter import library
+from spider_worker.agents.proxy import LlmProxy, Ticket
+from spider_worker.workspaces.base import Box
+from spider_worker.workspaces.docker import DockerBox
+from spider_worker.workspaces.interpreter import interpreter_roots
+
+_LIBRARY: Final = "/run/spider/lib"
+_SOCKETS: Final = "/run/spider/sockets"
+_BOOT: Final = (
+    f"import sys; sys.path.insert(0, {_LIBRARY!r}); from spider_agent.__main__ import main; main()"
+)
+_QUIET: Final = {
+    "OPENHANDS_SUPPRESS_BANNER": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "HOME": "/tmp/.agent-home",  # noqa: S108 - the container's
+}
+
+
+def container_mounts(python: str, folder: Path, sockets: Path) -> list[tuple[str, str]]:
+    """What containers are to be shown for agents to run in them; ``folder`` is for the library,
+    ``sockets`` for those of proxies. Both must be there as long as the containers are."""
+    roots = [(root, root) for root in interpreter_roots(python)]
+    return [*roots, (str(library(folder / "lib")), _LIBRARY), (str(sockets), _SOCKETS)]
+
+
+class _Exec:
+    """A ``docker exec``. Killing its client leaves what runs in the container, which a restart
+    ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes], box: DockerBox) -> None:
+        self._process = process
+        self._box = box
+        self.ended: asyncio.Future[int] = asyncio.ensure_future(self._end())
+
+    async def _end(self) -> int:
+        code = await asyncio.to_thread(self._process.wait)
+        # Also where it ended by itself: an agent may leave processes behind.
+        await self._box.restart()
+        return code
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+
+class ContainerHost:
+    """Episodes in the containers of a workspace whose ``mounts`` are ``container_mounts``'s. See
+    ``WarmHost`` for the rest; nothing is warm here, an agent's start takes its imports' time."""
+
+    def __init__(self, python: str, llm: Mapping[str, Any], *, proxy: LlmProxy | None) -> None:
+        self._python = python
+        self._llm = dict(llm)
+        self._proxy = proxy
+
+    def ticket(self, *, max_calls: int | None, max_cost: float | None) -> Ticket | None:
+        if self._proxy is None:
+            return None
+        return self._proxy.issue(max_calls=max_calls, max_cost=max_cost)
+
+    async def run(
+        self,
+        box: Box,
+        request: Mapping[str, Any],
+        *,
+        ticket: Ticket | None,
+        log: Path,
+        timeout: float,  # noqa: ASYNC109 - it kills, cancelling waits
+        listener: Listener,
+        stop: Callable[[], Awaitable[None]],
+    ) -> Heard:
+        assert isinstance(box, DockerBox)
+        llm = self._llm | ({"api_key": ticket.key} if ticket is not None else {})
+        command = [self._python, "-I", "-c", _BOOT]
+        if self._proxy is not None:
+            command.append(f"{_SOCKETS}/{self._proxy.socket.name}")
+
+        async def start(descriptors: Sequence[int]) -> _Exec:
+            source, lines, printed = descriptors[:3]
+            try:
+                process = await asyncio.to_thread(
+                    subprocess.Popen,
+                    box.arguments(command, env=_QUIET),
+                    stdin=source,
+                    stdout=lines,
+                    stderr=printed,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise WorkspaceError(f"docker exec could not be started: {error}") from error
+            return _Exec(process, box)
+
+        state = "/tmp/.agent-state"  # noqa: S108 - the container's
+        try:
+            return await run_episode(
+                start,
+                {**request, "path": box.path, "state": state, "llm": llm},
+                log=log,
+                timeout=timeout,
+                listener=listener,
+                stop=stop,
+            )
+        finally:
+            if self._proxy is not None and ticket is not None:
+                self._proxy.revoke(ticket)
+
+    async def close(self) -> None:
+        if self._proxy is not None:
+            await self._proxy.close()

@@ -1,0 +1,74 @@
+"""Whole jobs of coding agents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.contract.swe_agent.conftest import PRICE, Job, mending
+from tests.support.swe_repos import SweRepo
+
+
+def shell(command: str) -> dict[str, object]:
+    return {"call": "terminal", "args": {"command": command}}
+
+
+def test_agents_mend_what_they_can_and_are_judged(
+    folder: Path, repos: list[SweRepo], python: str
+) -> None:
+    able, idle, wrong = repos[:3]
+    parts = {
+        able.folder.name: mending(able),
+        idle.folder.name: [{"text": "It is fine as it is."}],
+        wrong.folder.name: [shell("echo nonsense > NOTES.md")],
+    }
+    job = Job(folder, [able, idle, wrong], python, parts, {"evaluate": True})
+    records = {record["instance_id"]: record for record in job.run()}
+    mended, untouched, spoilt = (records[repo.instance_id] for repo in (able, idle, wrong))
+    assert (mended["status"], mended["resolved"]) == ("finished", True), mended["report"]
+    assert (untouched["status"], untouched["resolved"]) == ("empty_patch", False)
+    assert (spoilt["status"], spoilt["resolved"]) == ("finished", False)
+    assert "NOTES.md" in spoilt["test_result"]["git_patch"]
+    assert mended["metrics"]["accumulated_cost"] == pytest.approx(4 * 110 * PRICE)
+    # The history that the agent was shown is one commit, and nothing in the record gives more.
+    seen = next(m for m in mended["messages"] if m["role"] == "tool")["content"]
+    text = seen if isinstance(seen, str) else "".join(part["text"] for part in seen)
+    assert "Start here" in text
+    for record, repo in zip((untouched, spoilt), (idle, wrong), strict=True):
+        assert repo.marker not in str(record["messages"]) + str(record["instance"])
+    assert "1 of 3 judged are resolved" in job.result.result.message
+    artifacts = folder / "job" / "artifacts"
+    assert (artifacts / "metadata.json").is_file()
+    logs = sorted(path.name for path in (artifacts / "infer_logs").iterdir())
+    assert logs == sorted(f"instance_{repo.instance_id}.log" for repo in (able, idle, wrong))
+    codes = [code for _, code, _, _ in job.ctx.events]
+    assert codes.count("instance.started") == codes.count("instance.ended") == 3
+    assert not list((folder / "state" / "swe-agent" / "boxes").iterdir())
+    assert job.model is not None
+    assert set(job.model.keys) == {"Bearer the-real-key"}
+
+
+def test_what_was_the_endpoints_fault_is_tried_again(
+    folder: Path, repos: list[SweRepo], python: str
+) -> None:
+    repo = repos[0]
+    job = Job(folder, [repo], python, {repo.folder.name: [shell("ls"), {"status": 400}]})
+    records = job.run(max_retries=1)
+    assert [record["status"] for record in records] == ["llm_error", "llm_error"]
+    assert [record["attempt"] for record in records] == [1, 2]
+    assert all("ls" in str(record["messages"]) for record in records)
+    counters = job.result.counters()
+    assert (counters["rows_error"], counters["rows_ok"]) == (1, 0)
+    assert counters["cost_usd"] == pytest.approx(2 * 110 * PRICE)
+    # A retry of the job tries what failed, and counts what that cost before.
+    job.parts = {repo.folder.name: mending(repo)}
+    records = job.run(max_retries=1, retry=True)
+    assert [record["status"] for record in records] == ["llm_error", "llm_error", "finished"]
+    assert records[-1]["attempt"] == 3
+    assert job.result.counters()["rows_ok"] == 1
+    assert job.result.counters()["cost_usd"] == pytest.approx(6 * 110 * PRICE)
+    # Another finds nothing left to do.
+    assert len(job.run(max_retries=1, retry=True)) == 3
+    assert job.model is not None
+    assert not job.model.requests
