@@ -127,7 +127,10 @@ class Checkpoints:
         no step was made or that one has its own. Raises LeaseLost."""
         if not progress.step or progress.step in progress.saved:
             return
-        files = await self._adapter(record_id(progress.step))
+        await self.keep(await self._adapter(record_id(progress.step)))
+
+    async def keep(self, files: Mapping[str, Path]) -> None:
+        """Save files beside the state that there is. Raises LeaseLost."""
         await persist(lambda: self._ctx.keep(files, self._state))
 
     async def _adapter(self, name: str) -> dict[str, Path]:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["ADAPTER_FILES", "closing_files", "final_figures", "published_files", "summarise"]
+__all__ = [
+    "ADAPTER_FILES",
+    "closing_files",
+    "figure_files",
+    "final_figures",
+    "published_files",
+    "summarise",
+]
 
 import json
 import platform
@@ -30,10 +37,12 @@ def closing_files(adapter: Path, metrics: Path, curves: Path | None) -> dict[str
     copy = metrics.with_name("metrics.jsonl")
     shutil.copyfile(metrics, copy)
     files = {f"adapter/{name}": adapter / name for name in ADAPTER_FILES}
-    files["metrics.jsonl"] = copy
-    if curves is not None:
-        files["curves.png"] = curves
-    return files
+    return files | figure_files(copy, curves)
+
+
+def figure_files(metrics: Path, curves: Path | None) -> dict[str, Path]:
+    """A run's figures by the names of their artifacts."""
+    return {"metrics.jsonl": metrics} | ({} if curves is None else {"curves.png": curves})
 
 
 def published_files(ctx: JobContext, progress: Progress) -> dict[str, Path]:

@@ -23,6 +23,7 @@ from spider_sdk.errors import (
     LeaseLost,
     PipelineError,
     RowError,
+    SpiderError,
 )
 from spider_worker.pipelines.base import (
     JobContext,
@@ -38,6 +39,7 @@ from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints, Prog
 from spider_worker.pipelines.onpolicy_train.evaluation import Evaluation
 from spider_worker.pipelines.onpolicy_train.finish import (
     closing_files,
+    figure_files,
     final_figures,
     published_files,
     summarise,
@@ -152,6 +154,10 @@ class OnPolicyPipeline:
             # A runner that hears first of a lost lease, or is stopped, cancels the task; another
             # attempt comes after it, but for one whose job was cancelled.
             status = "cancelled" if ctx.cancelled else None
+            raise
+        except Exception as error:
+            # The boundary at which whatever ends a run leaves the figures that lead up to it.
+            await self._leave_figures(ctx, checkpoints, journal, error)
             raise
         finally:
             journal.close()
@@ -269,6 +275,21 @@ class OnPolicyPipeline:
             complete=progress.ended != "cancelled",
             files={**await asyncio.to_thread(closing_files, adapter, metrics, curves), **kept},
         )
+
+    async def _leave_figures(
+        self, ctx: UnitContext, checkpoints: Checkpoints, journal: MetricsJournal, why: Exception
+    ) -> None:
+        """Metrics and curves as artifacts, where an error ends the attempt. What then keeps them
+        from being saved must not hide that error: it becomes a note on it."""
+        if not journal.last:
+            return
+        try:
+            metrics = ctx.scratch / "metrics.jsonl"
+            await asyncio.to_thread(metrics.write_bytes, journal.path.read_bytes())
+            curves = await self._curves(ctx, metrics)
+            await checkpoints.keep(figure_files(metrics, curves))
+        except (OSError, SpiderError) as error:
+            why.add_note(f"and its figures could not be saved: {error}")
 
     async def _curves(self, ctx: UnitContext, metrics: Path) -> Path | None:
         png = ctx.scratch / "curves.png"

@@ -215,6 +215,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_step(
     with pytest.raises(FatalJobError, match="the loss of step 3 is nan"):
         run.go()
     assert run.artifact("checkpoints/step-000002/adapter_model.safetensors").is_file()
+    # What led up to it is what one wants to see then.
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2]
+    assert run.artifact("curves.png").read_bytes().startswith(b"\x89PNG")
+    document = json.loads((tmp_path / "state.json").read_bytes())
+    assert document["state"]["progress"]["step"] == 2
 
 
 def test_a_teacher_that_is_lost_in_the_middle_fails_the_attempt_not_the_job(
