@@ -26,6 +26,11 @@ MODES = ("auto", "bwrap", "namespaces", "process")
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 _ETC = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives")
+#: The kernel lets root's own user write to these without any capability, and the worker may be
+#: root: ``core_pattern`` alone would be a way out.
+_KERNEL = (
+    "/proc/sys", "/proc/fs", "/proc/scsi", "/proc/acpi", "/proc/mtrr", "/proc/sysrq-trigger",
+)  # fmt: skip
 _TMP_BYTES = 1 << 30
 _PROBE_SECONDS = 20.0
 
@@ -146,11 +151,29 @@ def _bwrap(interpreter: Interpreter) -> tuple[str, ...]:
         "--size", str(_TMP_BYTES), "--tmpfs", "/tmp",  # noqa: S108 - the sandbox's own
         "--proc", "/proc", "--dev", "/dev",
     ]  # fmt: skip
+    for path in _KERNEL:
+        if os.path.exists(path):
+            prefix += ["--ro-bind", path, path]
+    if _disables_userns(bwrap):
+        prefix.append("--disable-userns")
     for target, link in _system_paths()[0]:
         prefix += ["--symlink", target, link]
     for path in _visible(interpreter):
         prefix += ["--ro-bind", path, path]
     return (*prefix, "--remount-ro", "/", "--chdir", "/tmp", "--")  # noqa: S108
+
+
+@functools.cache
+def _disables_userns(bwrap: str) -> bool:
+    """Whether this bubblewrap can forbid further user namespaces (from 0.8 on), in which a process
+    would have capabilities again."""
+    try:
+        said = subprocess.run(  # noqa: S603
+            [bwrap, "--help"], capture_output=True, timeout=_PROBE_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return b"--disable-userns" in said.stdout + said.stderr
 
 
 def _namespaces(interpreter: Interpreter) -> tuple[str, ...]:
@@ -160,6 +183,7 @@ def _namespaces(interpreter: Interpreter) -> tuple[str, ...]:
         # Sources are resolved here: an absolute link would lead elsewhere from the new root.
         "paths": [(os.path.realpath(path), path) for path in _visible(interpreter)],
         "tmp_bytes": _TMP_BYTES,
+        "kernel": [path for path in _KERNEL if os.path.exists(path)],
     }
     return (sys.executable, "-I", "-S", "-B", "-c", text, json.dumps(layout), "--")
 

@@ -3,7 +3,8 @@
 Like ``child.py`` this text is handed to ``python -I -c`` and uses the standard library
 alone: the process must be single-threaded and fresh, which the worker is not. Arguments: a
 JSON layout (``paths``: ``[source, place]`` shown read-only; ``links``: ``[target, place]``;
-``tmp_bytes``), ``--``, the command. Needs Linux 5.12 (mount_setattr).
+``tmp_bytes``; ``kernel``: places of ``/proc`` to make read-only), ``--``, the command. Needs Linux
+5.12 (mount_setattr).
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ def build_root(layout: dict[str, Any]) -> None:
     build_dev()
     os.mkdir("/new/proc")
     mount("proc", "/new/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    # In a further user namespace a process would have capabilities again.
+    write("/new/proc/sys/user/max_user_namespaces", "0")
+    for place in layout["kernel"]:
+        mount("/new" + place, "/new" + place, None, MS_BIND | MS_REC)
+        read_only("/new" + place, AT_RECURSIVE)
     os.chdir("/new")
     pivot(".", ".")  # stacks the old root on the new one …
     check(LIBC.umount2(b".", MNT_DETACH), "umount2 of the old root")  # … and takes it away
