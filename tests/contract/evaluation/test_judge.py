@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import os
 import subprocess
 import uuid
@@ -333,27 +332,41 @@ class Counting:
         return self._place.open(task)
 
 
-def test_a_task_is_checked_once_for_all_its_patches_and_once_for_all_runs(repos, tmp_path):
-    repo, kept = repos["calc"], tmp_path / "kept"
-    task, place = task_of(repo), Counting(tmp_path)
+class CountingJudge(Judge):
+    """Finds every task valid, and counts how often it had to."""
 
-    async def two() -> None:
-        one = Judge(place, cache=kept)
-        reports = await asyncio.gather(*(one.judge(task, repo.gold_patch) for _ in range(2)))
-        assert [report.resolved for report in reports] == [True, True]
+    found_out = 0
 
-    asyncio.run(two())
-    assert place.opened == 2 + 2
-    asyncio.run(Judge(place, cache=kept).judge(task, repo.gold_patch))
-    assert place.opened == 5
+    async def _find_out(self, task: Task) -> GoldCheck:
+        type(self).found_out += 1
+        await asyncio.sleep(0)  # others may ask meanwhile
+        return GoldCheck(True)
+
+
+def test_a_task_is_checked_once_for_all_its_patches_and_once_for_all_runs(
+    repos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(CountingJudge, "found_out", 0)
+    task, kept = task_of(repos["calc"]), tmp_path / "kept"
+
+    def check(one: Task, times: int = 1, **options: float) -> int:
+        judge = CountingJudge(workspace("local", tmp_path), cache=kept, **options)  # type: ignore[arg-type]
+
+        async def ask() -> None:
+            checks = await asyncio.gather(*(judge.check(one) for _ in range(times)))
+            assert set(checks) == {GoldCheck(True)}
+
+        asyncio.run(ask())
+        return CountingJudge.found_out
+
+    assert check(task, times=3) == 1
+    assert check(task) == 1
     (file,) = kept.iterdir()
-    assert json.loads(file.read_text())["valid"] is True
     file.write_text("{")
-    asyncio.run(Judge(place, cache=kept).judge(task, repo.gold_patch))
-    assert place.opened == 8, "what cannot be read is found out anew"
-    other = dataclasses.replace(task, pass_to_pass=())
-    asyncio.run(Judge(place, cache=kept).judge(other, repo.gold_patch))
-    assert place.opened == 11, "another task has a check of its own"
+    assert check(task) == 2, "what cannot be read is found out anew"
+    assert check(dataclasses.replace(task, pass_to_pass=())) == 3, "another task"
+    assert check(task, timeout=1.0) == 4, "other conditions"
+    assert check(dataclasses.replace(task, row={"any": "thing"})) == 4, "nothing that matters"
 
 
 def test_a_folder_taken_as_it_stands_is_checked_in_every_run(repos, tmp_path):
