@@ -326,6 +326,13 @@ class Client:
         folder = Path(destination).expanduser()
         return [download_artifact(self._transport, job_id, name, folder) for name in names]
 
+    def download_artifact(
+        self, job_id: str, name: str, destination: str | os.PathLike[str]
+    ) -> Path:
+        """Write the artifact of that name, whichever it is, into the folder ``destination``, by
+        its name there, and return its path. The file appears whole or not at all."""
+        return download_artifact(self._transport, job_id, name, Path(destination).expanduser())
+
     def save_local(self, job_id: str) -> Path | None:
         """Download to the config's ``output.local_path``, the artifacts of a training run into that
         folder; None where the config has none."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["conclude", "follow", "retry", "watch"]
+__all__ = ["Watcher", "conclude", "end_of_log", "follow", "retry", "watch"]
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import click
 from rich.console import Console
@@ -27,32 +28,52 @@ QUIET = frozenset({"progress", "train.step", "unit.claimed", "unit.committed"})
 """Events that the three lines on a terminal already show, a step's evaluation apart."""
 
 
+class Watcher(Protocol):
+    """Who else is told of a followed job."""
+
+    def update(self, document: StatusDocument, event: Event | None) -> None:
+        """The job as it stands after ``event`` (None: a snapshot)."""
+
+    def lines(self) -> list[str]:
+        """What stands below the lines of progress on a terminal."""
+
+
 def follow(
-    client: Client, state: State, job_id: str, *, since: int = 0, again: str = ""
+    client: Client,
+    state: State,
+    job_id: str,
+    *,
+    since: int = 0,
+    again: str = "",
+    watcher: Watcher | None = None,
 ) -> StatusDocument:
     """Show a job until it ends and return its final status document.
 
     Ctrl-C raises Detached, which says how to watch again (``again``: options that the command
-    needs for it); the job goes on.
+    needs for it); the job goes on. ``watcher`` is called for each update, in between.
     """
     try:
-        return _show(client, state, job_id, since)
+        return _show(client, state, job_id, since, watcher)
     except KeyboardInterrupt:
         raise Detached(
             f"detached; job {job_id} goes on. Watch it again with: spider watch {job_id}{again}"
         ) from None
 
 
-def _show(client: Client, state: State, job_id: str, since: int) -> StatusDocument:
+def _show(
+    client: Client, state: State, job_id: str, since: int, watcher: Watcher | None
+) -> StatusDocument:
     view = JobView(client.get_job_status(job_id, since=since))
     progress = Progress(view.document)
-    with _screen(state, row_word(view.document)) as screen:
+    with _screen(state, row_word(view.document), watcher) as screen:
         screen.draw(progress)
         for update in client.follow(job_id, since=since):
             document = view.apply(update)
             progress.update(document, update.event)
             if update.event is not None:
                 screen.event(update.event)
+            if watcher is not None:
+                watcher.update(document, update.event)
             screen.draw(progress)
             if update.final:
                 break
@@ -88,9 +109,10 @@ class _Screen:
 
 
 class _LiveScreen(_Screen):
-    def __init__(self, state: State, word: str, live: Live) -> None:
+    def __init__(self, state: State, word: str, live: Live, watcher: Watcher | None) -> None:
         super().__init__(state, word)
         self._live = live
+        self._watcher = watcher
         self._progress: Progress | None = None
         self._phase = ""
         self._since = time.monotonic()
@@ -112,17 +134,20 @@ class _LiveScreen(_Screen):
         """Drawn several times a second, so that the seconds go on where nothing else does."""
         if self._progress is None:
             return Text("")
-        return Text("\n".join(self._progress.lines(time.monotonic() - self._since)))
+        lines = self._progress.lines(time.monotonic() - self._since)
+        if self._watcher is not None:
+            lines += self._watcher.lines()
+        return Text("\n".join(lines))
 
 
 @contextmanager
-def _screen(state: State, word: str) -> Iterator[_Screen]:
+def _screen(state: State, word: str, watcher: Watcher | None) -> Iterator[_Screen]:
     console = Console()
     if state.json or not console.is_terminal:
         yield _Screen(state, word)
         return
     with Live(console=console, refresh_per_second=4, transient=False) as live:
-        yield _LiveScreen(state, word, live)
+        yield _LiveScreen(state, word, live, watcher)
 
 
 def conclude(client: Client, state: State, document: StatusDocument, again: str = "") -> None:
@@ -222,7 +247,7 @@ def retry(
     """
     again = options_again(config, base_url)
     with connect(config, base_url, env=env) as client:
-        since = _end_of_log(client, job_id) if following else 0
+        since = end_of_log(client, job_id) if following else 0
         answer = client.retry_job(job_id, max_budget_total=budget)
         say_forwarded(state, client.forwarded)
         if state.json:
@@ -235,7 +260,7 @@ def retry(
             state.say(f"follow it with: spider watch {job_id}{again}")
 
 
-def _end_of_log(client: Client, job_id: str) -> int:
+def end_of_log(client: Client, job_id: str) -> int:
     """The offset after the last event so far; the API gives events by the page."""
     since = 0
     while (document := client.get_job_status(job_id, since=since))["events"]:

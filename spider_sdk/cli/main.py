@@ -8,7 +8,7 @@ and nowhere else.
 
 from __future__ import annotations
 
-__all__ = ["SpiderGroup", "cli", "main", "run"]
+__all__ = ["SpiderGroup", "cli", "main", "run", "run_program"]
 
 import difflib
 import importlib
@@ -119,15 +119,21 @@ def main() -> NoReturn:
 
 
 def run(args: Sequence[str]) -> int:
-    """Run a command line and return its exit code."""
-    asked = os.environ.get("_SPIDER_COMPLETE")
+    """Run a command line of ``spider`` and return its exit code."""
+    return run_program(cli, "spider", args)
+
+
+def run_program(group: click.Group, name: str, args: Sequence[str]) -> int:
+    """Run a command line of the program ``name``: errors are said, and become its exit code."""
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    asked = os.environ.get(variable)
     if asked:
-        return shell_complete(cli, {}, "spider", "_SPIDER_COMPLETE", asked)
+        return shell_complete(group, {}, name, variable, asked)
     state = State()
     try:
-        # Not cli.main(), which answers a broken pipe with 1: here that means a failed job.
-        with cli.make_context("spider", list(args), obj=state) as context:
-            cli.invoke(context)
+        # Not main(), which answers a broken pipe with 1: here that means a failed job.
+        with group.make_context(name, list(args), obj=state) as context:
+            group.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         return error.exit_code

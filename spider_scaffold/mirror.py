@@ -1,0 +1,123 @@
+"""A job's output tree, kept on this machine while the job goes on.
+
+The server's manifest says what is done. A unit's shard holds every attempt of one run of an
+instance; its lines are appended to the tree's ``output.jsonl``, each once, and its log is put into
+``infer_logs``. So nothing is fetched twice, what stands in the file already (a verdict, say) stays,
+and at the end of the job the file has what the job's own one has.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Mirror", "run_name"]
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from spider_scaffold.jobfile import FOLDER, JobFile
+from spider_sdk.client import Client
+from spider_sdk.errors import ServerBusy, ServerUnreachable, UsageError
+from spider_worker.trajectories.layout import INFER_LOGS, Layout
+from spider_worker.trajectories.output_file import append, read, read_index
+from spider_worker.trajectories.record import Key
+
+_SHARDS: Final = "shards/"
+_PAUSE: Final = 2.0  #: seconds between two looks at the manifest, at least
+
+
+def run_name(key: Key) -> str:
+    """A run as a key of ``JobFile.bases``."""
+    return f"{key[1]} {key[0]}"
+
+
+class Mirror:
+    """One job's. ``client`` is connected to its server; ``job`` is kept up to date in the tree."""
+
+    def __init__(
+        self,
+        client: Client,
+        job: JobFile,
+        layout: Layout,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert job.job_id is not None
+        self._client = client
+        self._job = job
+        self._job_id = job.job_id
+        self._layout = layout
+        self._clock = clock
+        self._pause = _PAUSE
+        self._looked: float | None = None
+        self._stale = True
+        attempts = read_index(layout.output).attempts
+        self._there = {(key, number) for key, group in attempts.items() for number in group}
+
+    def changed(self) -> None:
+        """Something may be new on the server."""
+        self._stale = True
+
+    def catch_up(self) -> None:
+        """Fetch what is new where there may be something, unless that was done just now. A server
+        that does not answer is asked again the next time."""
+        now = self._clock()
+        if not self._stale or (self._looked is not None and now - self._looked < self._pause):
+            return
+        try:
+            self.sync()
+        except (ServerUnreachable, ServerBusy):
+            self._stale = True
+        self._looked = self._clock()
+        # The list is as long as the job: looking must not take up the time of following.
+        self._pause = max(_PAUSE, 10 * (self._looked - now))
+
+    def sync(self) -> int:
+        """Fetch everything that is new; the number of records that were added. Raises UsageError
+        where the tree cannot be written, and as the client does."""
+        self._stale = False
+        added = 0
+        try:
+            for one in self._client.artifacts(self._job_id):
+                added += self._take(one)
+        except OSError as error:
+            raise UsageError(f"{self._layout.root} cannot be written: {error}") from error
+        finally:
+            self._job.save(self._layout.root)
+        return added
+
+    def _take(self, one: Mapping[str, Any]) -> int:
+        name = str(one["name"])
+        version = f"{one['created_at']} {one['size']}"
+        wanted = name.startswith((_SHARDS, f"{INFER_LOGS}/"))
+        if not wanted or self._job.taken.get(name) == version:
+            return 0
+        added = 0
+        if name.startswith(_SHARDS):
+            added = self._shard(name)
+        else:
+            self._client.download_artifact(self._job_id, name, self._layout.root)
+        self._job.taken[name] = version
+        return added
+
+    def _shard(self, name: str) -> int:
+        parent = self._layout.root / FOLDER
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="shard-", dir=parent))
+        try:
+            return self._add(self._client.download_artifact(self._job_id, name, folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _add(self, shard: Path) -> int:
+        added = 0
+        for record in read(shard):
+            attempt = record.attempt + self._job.bases.get(run_name(record.key), 0)
+            if (record.key, attempt) in self._there:
+                continue
+            append(self._layout.output, {**record.data, "attempt": attempt})
+            self._there.add((record.key, attempt))
+            added += 1
+        return added

@@ -1,0 +1,126 @@
+"""``spider-scaffold push``."""
+
+from __future__ import annotations
+
+__all__ = ["publish", "push"]
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from spider_sdk.cli.options import pass_state
+from spider_sdk.cli.state import State, json_option
+from spider_sdk.errors import FatalJobError, PipelineError, ServerUnreachable
+from spider_worker.trajectories.filters import FILTERS
+from spider_worker.trajectories.messages import FORMATS
+
+#: Variables whose values are looked for in what is published, beside what looks like a key.
+_SECRETS = ("HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENROUTER_API_KEY")
+
+
+@click.command()
+@click.option(
+    "--input",
+    "output",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The run's output.jsonl.",
+)
+@click.option("--repo-id", required=True, metavar="OWNER/NAME", help="The data set on the Hub.")
+@click.option("--private", is_flag=True, help="A new repository is private.")
+@click.option(
+    "--config-name", metavar="NAME", help="Default: made of model, data set and iterations."
+)
+@click.option(
+    "--push-filter", type=click.Choice(list(FILTERS)), default="all", show_default=True,
+    help="Which runs.",
+)  # fmt: skip
+@click.option(
+    "--messages-format", type=click.Choice(FORMATS), default="text", show_default=True,
+    help="openai: as the model saw them, with tool calls; text: role and content.",
+)  # fmt: skip
+@click.option(
+    "--secret-env", "names", multiple=True, metavar="NAME",
+    help="A variable whose value must not be in the data set (repeatable).",
+)  # fmt: skip
+@json_option
+@pass_state
+def push(
+    state: State,
+    output: Path,
+    repo_id: str,
+    private: bool,
+    config_name: str | None,
+    push_filter: str,
+    messages_format: str,
+    names: tuple[str, ...],
+) -> None:
+    """Publish a run's trajectories as a configuration of a data set on the Hub.
+
+    Needs HF_TOKEN. Values of usual key variables, and whatever looks like a key, are taken out
+    first. Pushing the same file again changes nothing; other configurations stay.
+    """
+    publish(
+        state,
+        output,
+        repo_id,
+        private=private,
+        config_name=config_name,
+        push_filter=push_filter,
+        messages_format=messages_format,
+        token=os.environ.get("HF_TOKEN"),
+        secrets=[os.environ[name] for name in (*_SECRETS, *names) if os.environ.get(name)],
+    )
+
+
+def publish(
+    state: State,
+    output: Path,
+    repo_id: str,
+    *,
+    private: bool,
+    config_name: str | None,
+    push_filter: str,
+    messages_format: str,
+    token: str | None,
+    secrets: Sequence[str],
+) -> None:
+    """Push and say what came of it. Raises ServerUnreachable where the Hub does not answer, and
+    otherwise what ``trajectories.push`` raises."""
+    # Here, not above: pyarrow and huggingface_hub are not for the help.
+    from spider_worker.trajectories import push as pushing
+
+    try:
+        pushed = pushing.push(
+            output,
+            repo_id,
+            token=token,
+            private=private,
+            config_name=config_name,
+            push_filter=push_filter,
+            messages_format=messages_format,
+            secrets=secrets,
+        )
+    except FatalJobError:
+        raise
+    except PipelineError as error:
+        raise ServerUnreachable(error.message) from error
+    if state.json:
+        state.emit(
+            {
+                "url": pushed.url,
+                "config": pushed.config,
+                "rows": pushed.rows,
+                "committed": pushed.committed,
+                "redacted": {name: dict(kinds) for name, kinds in pushed.redacted.items()},
+            }
+        )
+        return
+    for instance, kinds in sorted(pushed.redacted.items()):
+        found = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
+        state.note(f"taken out of {instance}: {found}")
+    rows = "1 row" if pushed.rows == 1 else f"{pushed.rows:,} rows"
+    done = "pushed" if pushed.committed else "stood there already"
+    state.say(f"{pushed.url}: {rows} in configuration {pushed.config}, {done}")
