@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LANDED", "QUEUES", "TERMINAL", "JobStatus", "Queue", "StatusDocument", "Submission"]
+__all__ = ["QUEUES", "TERMINAL", "JobStatus", "Queue", "StatusDocument", "Submission"]
 
 import enum
 from typing import Any, TypedDict
@@ -34,9 +34,6 @@ class Queue(enum.StrEnum):
 
 
 QUEUES = tuple(queue.value for queue in Queue)
-
-#: Queues whose pipeline has landed; a job for another loads, and is refused at submit by name.
-LANDED = frozenset({Queue.OFFLINE_GEN, Queue.ONPOLICY_TRAIN})
 
 
 class Submission(TypedDict):

@@ -15,7 +15,6 @@ from typing import Any, Final
 from spider_sdk.config.model import Job, JobConfig, OnPolicyOptions, SweConfig
 from spider_sdk.config.positions import Path
 from spider_sdk.errors import ConfigError, Problem
-from spider_sdk.jobs import LANDED, Queue
 
 Complaint = tuple[Path, str]
 
@@ -220,11 +219,6 @@ def check_submittable(config: Job) -> None:
 
 def _obstacles(config: Job) -> Iterator[Problem]:
     if isinstance(config, SweConfig):
-        if Queue.SWE_AGENT not in LANDED:
-            yield Problem("swe", _not_built("SWE trajectories", Queue.SWE_AGENT))
-        return
-    if config.queue not in LANDED:
-        yield Problem("job.generation.on_policy", _not_built("on-policy training", config.queue))
         return
     if not config.generation.on_policy and config.model.provider not in _GENERATING:
         yield Problem(
@@ -294,13 +288,6 @@ def _untrainable(config: JobConfig) -> Iterator[Problem]:
                     f"{config.model.provider} trains it in the worker; remove it (a teacher's key "
                     "belongs to the teacher)",
                 )
-
-
-def _not_built(what: str, queue: Queue) -> str:
-    return (
-        f"{what} (queue {queue.value}) is not built yet in this version; the config is valid, "
-        f"but no worker runs it"
-    )
 
 
 def _get(document: Any, *path: str) -> Any:

@@ -29,8 +29,8 @@ SWE_AGENT = "spider_worker.pipelines.swe_agent"
 
 
 def build_pipeline(job: Job, settings: WorkerSettings) -> Pipeline[Any]:
-    """The pipeline of the job's queue. Raises NotSupported where it has not landed, or where the
-    job asks it for what it cannot do, and FatalJobError where the job contradicts itself."""
+    """The pipeline of the job's queue. Raises NotSupported where the job asks it for what it cannot
+    do, and FatalJobError where the job contradicts itself."""
     if isinstance(job, SweConfig):
         return _swe_pipeline(job, settings)
     queue = job.queue

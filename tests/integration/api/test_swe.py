@@ -14,7 +14,6 @@ from jsonschema import Draft202012Validator
 
 from spider_api.policy import Policy
 from spider_sdk import AppConfig
-from spider_sdk.config import rules
 from spider_sdk.jobs import Queue
 from spider_worker.fleet import Fleet
 
@@ -29,11 +28,6 @@ SWE: dict[str, Any] = {
 DATA = b'{"instance_id": "a"}\n'
 SHA = hashlib.sha256(DATA).hexdigest()
 CONFIG = Path(__file__).parents[3] / "config"
-
-
-@pytest.fixture(autouse=True)
-def _landed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "LANDED", frozenset(Queue))
 
 
 def submit(user: Any, env: dict[str, str] | None = None, **swe: Any) -> Any:
@@ -63,13 +57,6 @@ def test_what_is_not_given_has_the_formats_defaults(ada: Any, fleet: Fleet) -> N
     job = answer.json["job_id"]
     fields = fleet.redis.hmget(f"spider:job:{job}", "max_live", "budget", "reserve")
     assert fields == [b"1", b"", b""]
-
-
-def test_a_queue_that_has_not_landed_is_refused_by_name(
-    ada: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rules, "LANDED", frozenset({Queue.OFFLINE_GEN}))
-    assert "queue swe-agent" in complaints(submit(ada))["swe"]
 
 
 def test_a_key_in_the_document_is_taken_out_of_it(ada: Any, fleet: Fleet) -> None:

@@ -17,7 +17,6 @@ from spider_api.context import of
 from spider_api.settings import ApiSettings
 from spider_sdk import AppConfig, Client
 from spider_sdk.cli.main import run
-from spider_sdk.config import rules
 from spider_sdk.errors import ConfigError, Conflict, NotFound, Unauthorized
 from spider_sdk.jobs import Queue
 from spider_worker.fleet import Fleet
@@ -192,12 +191,6 @@ def test_what_the_server_refuses(connect: Callable[..., Client]) -> None:
         connect(api_key="sk_nobody_x").list_jobs()
 
 
-@pytest.fixture
-def _all_landed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "LANDED", frozenset(Queue))
-
-
-@pytest.mark.usefixtures("_all_landed")
 def test_a_swe_job_takes_its_tasks_and_their_repositories_along(
     connect: Callable[..., Client], fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +222,6 @@ def test_a_swe_job_takes_its_tasks_and_their_repositories_along(
     assert fleet.jobs.secrets(job_id) == {"MODEL_KEY": "canary-key"}, "brought again by name"
 
 
-@pytest.mark.usefixtures("_all_landed")
 def test_a_swe_file_on_the_command_line(
     connect: Callable[..., Client],
     tmp_path: Path,

@@ -13,7 +13,6 @@ from spider_sdk.config import (
     parse_job,
     required_secrets,
 )
-from spider_sdk.errors import ConfigError
 from spider_sdk.jobs import Queue
 
 ROOT = Path(__file__).parents[3]
@@ -76,8 +75,7 @@ def test_seed_swe() -> None:
     assert swe is not None
     assert (swe.max_instances, swe.hf_private, swe.timeout_seconds) == (50, True, 1800)
     assert config.document["swe"]["llm_model"] == "gpt-4o"
-    with pytest.raises(ConfigError, match=r"SWE trajectories .*not built yet"):
-        check_submittable(swe)
+    check_submittable(swe)
     other = AppConfig.load(SEED / "swe-vllm.yaml").swe
     assert other is not None
     assert other.llm_base_url == "http://localhost:8000/v1"
@@ -91,8 +89,7 @@ PROCESSOR = {"name": "ask", "source": "def ask(row): return row['question']"}
 def test_shipped_example_is_submittable_or_refused_by_name(path: Path) -> None:
     config = AppConfig.load(path, environ={})
     if config.swe is not None:
-        with pytest.raises(ConfigError, match=r"queue swe-agent.* not built yet"):
-            check_submittable(config.swe)
+        check_submittable(config.swe)
         return
     assert config.job is not None
     document = dict(config.document)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from spider_sdk.config import AppConfig, job_document, lift_secrets, parse_job
-from spider_sdk.config import rules as rules_module
 from spider_sdk.config.model import InputFile, SweConfig
 from spider_sdk.errors import ConfigError
 from spider_sdk.jobs import Queue
@@ -61,12 +60,6 @@ def test_a_budget_too_small_for_one_instance_is_refused() -> None:
     parse_job({"swe": {**each, "max_budget_total": 6}})
 
 
-@pytest.fixture
-def _landed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules_module, "LANDED", frozenset(Queue))
-
-
-@pytest.mark.usefixtures("_landed")
 def test_a_submission_is_the_job_without_its_secrets() -> None:
     config = AppConfig.from_dict({"llm_model": "m", "llm_api_key": "sk-1"}, environ={})
     ready = Submittable.build(config, {"num_workers": 4})
@@ -77,7 +70,6 @@ def test_a_submission_is_the_job_without_its_secrets() -> None:
     assert needed_for(ready.job, config) == ready.env, "a retry brings them again"
 
 
-@pytest.mark.usefixtures("_landed")
 def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_MODEL_KEY", raising=False)
     config = AppConfig.from_dict({"llm_model": "m", "llm_api_key_env": "MY_MODEL_KEY"}, environ={})

@@ -296,7 +296,9 @@ def test_an_evaluator_travels_with_a_training_job(
     server.on("POST", "/v1/jobs", answer_json({"job_id": "j1", "status": "queued"}))
     training = {"on_policy": True, "on_policy_options": {"teacher": "t"}}
     with Client(config(), base_url=server.url, evaluator=doubled) as client:
-        client.submit_job({"model": {"provider": "tinker"}, "generation": training})
+        client.submit_job(
+            {"model": {"provider": "tinker", "base_url": None}, "generation": training}
+        )
     sent = server.seen[0].json
     assert sent["job"]["evaluator"]["name"] == "doubled"
     assert sent["env"]["TINKER_API_KEY"] == "tk"
