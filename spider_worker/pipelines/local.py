@@ -2,7 +2,7 @@
 
 ``LocalStore`` keeps what the fleet would (units, journals, shards, states, artifacts) as files, so
 that a job goes on in another process where this one ended. ``run_job_locally`` drives a
-pipeline through a job's life the way a runner does, two units overlapping.
+pipeline through a job's life the way a runner does, units overlapping.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from spider_worker.pipelines.base import (
 T = TypeVar("T")
 J = TypeVar("J", bound=Job, default=JobConfig)
 EventSink = Callable[[str, str, str, Mapping[str, Any]], None]
-
-_OVERLAP = 2  # units at work at once
 
 
 class LocalResources:
@@ -312,11 +310,12 @@ class LocalResult:
 
 
 async def run_job_locally(
-    pipeline: Pipeline[J], ctx: LocalContext[J], *, retry: bool = False
+    pipeline: Pipeline[J], ctx: LocalContext[J], *, retry: bool = False, overlap: int = 2
 ) -> LocalResult:
     """Plan, work, publish and finalise, going on where the store was left.
 
-    ``retry`` runs missing and errored rows of units that are committed. The context's resources
+    ``retry`` runs missing and errored rows of units that are committed. At most ``overlap`` units
+    are at work at once, the next one begun when those before it drain. The context's resources
     are closed at the end. Raises FatalJobError and whatever else fails an attempt, and
     JobCancelled once the units at work have left what they have.
     """
@@ -331,7 +330,7 @@ async def run_job_locally(
             )  # fmt: skip
         if retry:
             store.reopen()
-        await _Work(pipeline, ctx).run()
+        await _Work(pipeline, ctx, overlap).run()
         if ctx.cancelled:
             raise JobCancelled
         result = await pipeline.finalise(ctx)
@@ -344,9 +343,10 @@ async def run_job_locally(
 class _Work(Generic[J]):
     """Open units, by number, the next one started when the last one drains."""
 
-    def __init__(self, pipeline: Pipeline[J], ctx: LocalContext[J]) -> None:
+    def __init__(self, pipeline: Pipeline[J], ctx: LocalContext[J], overlap: int) -> None:
         self._pipeline = pipeline
         self._ctx = ctx
+        self._overlap = overlap
         self._running: dict[asyncio.Task[None], LocalContext[J]] = {}
         self._unpublished = 0
 
@@ -377,7 +377,7 @@ class _Work(Generic[J]):
         return UnitSpec(first, units[first]["number"], units[first]["spec"])
 
     def _may_start(self) -> bool:
-        return len(self._running) < _OVERLAP and all(
+        return len(self._running) < self._overlap and all(
             child.drained.is_set() for child in self._running.values()
         )
 
