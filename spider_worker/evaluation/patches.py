@@ -167,9 +167,8 @@ async def _configures(box: Box, name: str) -> bool:
 
 
 async def _take_back(box: Box, back: set[str], new: frozenset[str], known: frozenset[str]) -> None:
-    # A file, or a link, may stand where a file's folder was.
-    above = {str(parent) for name in back for parent in PurePosixPath(name).parents}
-    for command, names in ((_REMOVE, (back | above) & new), (_CHECK_OUT, back & known)):
+    # A file or link in the place of a file's folder is for git to remove, and it does.
+    for command, names in ((_REMOVE, back & new), (_CHECK_OUT, back & known)):
         packed = "".join(f"{name}\0" for name in sorted(names))
         done = await _run(box, ("bash", "-c", command), packed.encode("utf-8", "surrogateescape"))
         if not done.ok:

@@ -197,10 +197,14 @@ def test_a_renamed_test_is_there_again_under_its_name(tmp_path, origin, task):
     assert files == FILES | {"tests/gone.py": text}
 
 
-def test_a_link_in_place_of_the_folder_of_tests_goes(tmp_path, origin, task):
+@pytest.mark.parametrize("link", [True, False])
+def test_what_is_in_place_of_the_folder_of_tests_goes(tmp_path, origin, task, link):
     (origin / "tests" / "test_it.py").unlink()
     (origin / "tests").rmdir()
-    (origin / "tests").symlink_to("elsewhere")
+    if link:
+        (origin / "tests").symlink_to("elsewhere")
+    else:
+        (origin / "tests").write_text("a file\n")
     git(origin, "add", "-A")
     patch = git(origin, "diff", "--cached", "HEAD")
     git(origin, "reset", "-q", "--hard")
