@@ -297,7 +297,10 @@ def test_an_evaluator_travels_with_a_training_job(
     training = {"on_policy": True, "on_policy_options": {"teacher": "t"}}
     with Client(config(), base_url=server.url, evaluator=doubled) as client:
         client.submit_job(
-            {"model": {"provider": "tinker", "base_url": None}, "generation": training}
+            {
+                "model": {"provider": "tinker", "api_key_env": "TINKER_API_KEY"},
+                "generation": training,
+            }
         )
     sent = server.seen[0].json
     assert sent["job"]["evaluator"]["name"] == "doubled"
