@@ -32,7 +32,7 @@ class JobFile:
 
     Where runs of earlier jobs were done already, the job is of the others alone (``carried``).
     ``bases`` says for each run how many attempts it had before the job, ``spent`` what they cost
-    in dollars. ``taken`` has the version of each artifact that was downloaded. ``complete``: nothing
+    in dollars. ``taken`` has the version of each artifact that was fetched. ``complete``: nothing
     of the job is left to do.
     """
 

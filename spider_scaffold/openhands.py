@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["openhands"]
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spider_sdk.cli.options import load_config, pass_state, set_option
+from spider_sdk.cli.options import pass_state, set_option
 from spider_sdk.cli.state import State, json_option
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ def openhands(
     from spider_scaffold.jobfile import locked
     from spider_scaffold.run import Run
     from spider_scaffold.servers import at, named_server
+    from spider_sdk.config import AppConfig, parse_override
 
     flags = {
         "num_workers": num_workers,
@@ -77,9 +77,8 @@ def openhands(
         "workspace": workspace,
         "max_budget_total": max_budget_total,
     }
-    # As --set reads it, which is YAML, of which JSON is a part.
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    loaded = load_config(config, (*given, *sets))
+    given = {key: value for key, value in flags.items() if value is not None}
+    loaded = AppConfig.load(config, given | dict(parse_override(text) for text in sets))
     where = named_server(loaded, local=local, server=server)
     run = Run(state, loaded)
     root = run.layout.root
