@@ -107,12 +107,12 @@ class SourceConfig:
 class TeacherConfig:
     """A frozen model that scores what the student sampled.
 
-    ``provider`` None takes the job's; at the student's service (tinker) address and key, where
-    not given, are the student's (``config.services``). Of several teachers, each takes part with its
-    ``weight``; one with ``when`` scores only rows whose columns have these values (a list
-    names alternatives). ``system_prompt`` is shown to the teacher alone. ``signal`` is what is
-    asked of it: ``sampled`` (log-probabilities of the sampled tokens), ``topk``, ``full``
-    (whole distributions), or ``auto``, the best that it and the trainer have in common.
+    ``provider`` None takes the job's; at the student's service (tinker) address and key, where not
+    given, are the student's (``config.services``). Of several teachers, each takes part with its
+    ``weight``; one with ``when`` scores only rows whose columns have these values (a list names
+    alternatives). ``system_prompt`` is shown to the teacher alone. ``signal`` is what is asked of
+    it: ``sampled`` (log-probabilities of the sampled tokens), ``topk``, ``full`` (whole
+    distributions), or ``auto``, the best that it and the trainer have in common.
     """
 
     name: str
@@ -135,13 +135,15 @@ class OnPolicyOptions:
     prompts an optimiser batch, cut into ``num_substeps`` steps. ``max_tokens`` bounds a
     sample; ``token_budget`` (None: none) bounds all samples of the run. ``kl_discount_factor``
     0 credits a token with its own span alone. ``eval_every`` and ``save_every`` count
-    batches; 0 means only at the end. ``api_key`` is the student's service's.
+    batches; 0 means only at the end. An evaluation runs before the first step, too, and after
+    the last. ``api_key`` is the student's service's.
 
-    ``eval_examples`` rows are held out of training for the evaluations (None: a tenth of the
-    data, at most 64). ``advantage_clip`` bounds an advantage before ``kl_penalty_coef`` (0: no
-    bound). ``baseline`` ``position`` subtracts the batch's mean advantage at each position of
-    the completions. Below ``min_coverage`` (share of sampled tokens that teacher and student
-    could be compared on) a run stops. ``tracker`` is where ``wandb_project`` is.
+    ``eval_examples`` rows are held out of training for the evaluations (None: a tenth of the data,
+    at most 64; of data of one row none, and there is no evaluation). ``advantage_clip`` bounds an
+    advantage before ``kl_penalty_coef`` (0: no bound). ``baseline`` ``position`` subtracts the
+    batch's mean advantage at each position of the completions. Below ``min_coverage`` (share of
+    sampled tokens that teacher and student could be compared on) a run stops. ``tracker`` is where
+    ``wandb_project`` is.
     """
 
     teacher: tuple[TeacherConfig, ...]

@@ -62,5 +62,5 @@ class Announcer:
     async def _send(self, call: Callable[[], None], message: str) -> None:
         try:
             await asyncio.to_thread(call)
-        except FleetUnavailable as error:
+        except (FleetUnavailable, LeaseLost) as error:
             log.warning("an event was not sent (%s): %s", error, message)

@@ -56,8 +56,8 @@ def adapter_card(job: JobConfig, facts: Mapping[str, Any]) -> str:
 
     ``facts``: ``steps``; ``final``, the last record of ``metrics.jsonl``; and where they are
     known ``base_model`` (what the worker loaded: an absolute path says that the name is none of
-    the Hub), ``tokens`` (sampled), ``ended``, ``checkpoints`` (steps), ``signals`` (what each
-    teacher was asked for, by its name) and ``files`` (names that stand beside the card).
+    the Hub), ``tokens`` (sampled), ``ended``, ``seed``, ``checkpoints`` (steps), ``signals`` (what
+    each teacher was asked for, by its name) and ``files`` (names that stand beside the card).
     """
     options = job.generation.on_policy_options
     assert options is not None
@@ -140,6 +140,8 @@ def _summary(
     rows.append(("Steps", f"{facts['steps']:,}"))
     if facts.get("tokens") is not None:
         rows.append(("Sampled tokens", f"{facts['tokens']:,}"))
+    if facts.get("seed") is not None:
+        rows.append(("Seed", str(facts["seed"])))
     if facts.get("ended"):
         rows.append(("Ended by", _ENDS.get(facts["ended"], facts["ended"])))
     lines = [

@@ -79,7 +79,9 @@ class Run:
         **sections: Any,
     ) -> None:
         self.document = training_job(models, **sections)
-        self.job: JobConfig = parse_job(self.document)
+        job = parse_job(self.document)
+        assert isinstance(job, JobConfig)
+        self.job = job
         self.folder = folder
         self._settings = WorkerSettings(
             data_roots=str(models.root), state=folder / "worker", sandbox="process"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spider_sdk.errors import FatalJobError, RowError
+from spider_sdk.errors import RowError
 from spider_worker.distill.advantages import position_baseline
 from spider_worker.pipelines.onpolicy_train.parts import ModelText
 from spider_worker.pipelines.onpolicy_train.prompts import Prompt
@@ -34,12 +34,10 @@ class Batch:
     seconds_sample: float
     seconds_score: float
 
-    def require_data(self, step: int) -> None:
-        """Raises FatalJobError where no rollout could be sampled or scored."""
-        if not self.data:
-            reasons = [*self.refused, *(why for one in self.judgements for why in one.refused)]
-            why = reasons[0] if reasons else "every completion is empty"
-            raise FatalJobError(f"no rollout of step {step} could be scored: {why}")
+    def why_empty(self) -> str:
+        """Why ``data`` is empty, where it is: of several reasons the first."""
+        reasons = [*self.refused, *(why for one in self.judgements for why in one.refused)]
+        return reasons[0] if reasons else "every completion is empty"
 
     @property
     def tokens(self) -> int:

@@ -33,13 +33,16 @@ _SHARE: Final = 50
 @dataclasses.dataclass
 class Progress:
     """Where training is. ``step`` counts finished batches, ``saved`` names those with a
-    checkpoint; ``signals`` are what the teachers are asked for."""
+    checkpoint, and ``batches_skipped`` counts those that nothing could be learnt from;
+    ``signals`` are what the teachers are asked for. ``seed`` is the run's."""
 
     step: int = 0
     cursor: Cursor = Cursor()
     tokens: int = 0
     row_errors: int = 0
     rows_dropped: int = 0
+    batches_skipped: int = 0
+    seed: int | None = None
     saved: list[int] = dataclasses.field(default_factory=list)
     ended: str | None = None  #: why the run ended, None while it has not
     signals: Mapping[str, str] = dataclasses.field(default_factory=dict)  #: by teacher

@@ -60,11 +60,14 @@ def published_files(ctx: JobContext, progress: Progress) -> dict[str, Path]:
 
 
 def final_figures(metrics: Path | None) -> dict[str, Any]:
-    """The last record of ``metrics.jsonl``; empty where no step was made."""
+    """The last record of ``metrics.jsonl``, with what further records of its step add; empty
+    where no step was made."""
     if metrics is None:
         return {}
-    lines = metrics.read_bytes().splitlines()
-    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    last: dict[str, Any] = {}
+    for line in metrics.read_bytes().splitlines()[-2:]:
+        record = json.loads(line)
+        last = {**last, **record} if last.get("step") == record["step"] else record
     return last
 
 
@@ -78,6 +81,10 @@ def summarise(
         "steps": progress.step,
         "ended": progress.ended,
         "sampled_tokens": progress.tokens,
+        "seed": progress.seed,
+        "rows_error": progress.row_errors,
+        "rows_dropped": progress.rows_dropped,
+        "batches_skipped": progress.batches_skipped,
         "checkpoints": progress.saved,
         "final": dict(figures),
         "remote_artifact": remote,

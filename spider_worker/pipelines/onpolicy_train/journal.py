@@ -28,9 +28,10 @@ class MetricsJournal:
         self._file.flush()
         ctx.publish_journal()
 
-    def add(self, step: int, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Append a step's record, and return it."""
-        record = {"id": record_id(step), "step": step, **figures}
+    def add(self, step: int, figures: Mapping[str, Any], *, more: str = "") -> dict[str, Any]:
+        """Append a step's record, and return it. ``more`` is added to the id, for a further record
+        of that step."""
+        record = {"id": record_id(step) + more, "step": step, **figures}
         self._file.write(_encoded(record))
         self._file.flush()
         self.last = record

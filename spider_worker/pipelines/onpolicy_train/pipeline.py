@@ -102,7 +102,11 @@ class OnPolicyPipeline:
         if tracker is not None:
             await asyncio.to_thread(tracker.check)
         given = job.generation.parameters.get("seed")
-        seed = int(_first(options.seed, job.generation.seed, given, secrets.randbits(31)))
+        asked = _first(options.seed, job.generation.seed, given)
+        seed = secrets.randbits(31) if asked is None else int(asked)
+        if asked is None:
+            said = f"the run's seed is {seed}; with generation.seed: {seed} it can be run again"
+            await announce(ctx, "train.seed", said, {"seed": seed})
         trainer = await self._trainer(ctx, seed)
         await self._warn_of_idle(ctx, await self._seats(ctx, trainer, test=True))
         trained = None if rows is None else (rows - len(held_out)) * options.epochs
@@ -139,7 +143,7 @@ class OnPolicyPipeline:
             if tracker is not None:
                 await asyncio.to_thread(tracker.start, journal.path)
             bench = await self._workbench(ctx, trainer, checkpoints, journal, tracker, announcer)
-            progress.signals = bench.signals
+            progress.signals, progress.seed = bench.signals, int(spec["seed"])
             progress = await Training(ctx, bench, progress).execute()
             status = progress.ended or status
             await bench.stream.close()
@@ -177,6 +181,7 @@ class OnPolicyPipeline:
             "steps": progress.step,
             "tokens": progress.tokens,
             "ended": progress.ended,
+            "seed": progress.seed,
             "checkpoints": progress.saved,
             "signals": progress.signals,
             "files": list(published) if uploads else [],
@@ -410,7 +415,7 @@ class OnPolicyPipeline:
         dense = {seat.config.name: seat.signal for seat in seats if seat.signal != "sampled"}
         asked = {
             name: value
-            for name in ("loss_fn", "kl_discount_factor")
+            for name in ("loss_fn", "kl_discount_factor", "advantage_clip", "baseline")
             if (value := getattr(self._options, name)) != getattr(OnPolicyOptions, name)
         }
         if dense and asked:

@@ -144,30 +144,29 @@ class PromptStream:
             size = len(waiting) if self._pre is None else self._sizer.size
             part, waiting = waiting[:size], waiting[size:]
             for (index, _), prepared in zip(part, await self._prepare(part), strict=True):
-                if prepared is not None:
+                # Counted here and not where it is made: what was read ahead is read again when
+                # a run goes on from an earlier prompt.
+                if isinstance(prepared, RowError):
+                    self.errors += 1
+                    if self.errors == 1:
+                        self._on_error(index, prepared)
+                elif prepared is None:
+                    self.dropped += 1
+                else:
                     yield Prompt(index, epoch, prepared, Cursor(epoch, index + 1))
 
-    async def _prepare(self, part: Sequence[IndexedRow]) -> list[Prepared | None]:
+    async def _prepare(self, part: Sequence[IndexedRow]) -> list[Prepared | RowError | None]:
         if self._pre is None:
-            return [self._one(index, row, None) for index, row in part]
+            return [self._one(row, None) for _, row in part]
         started = time.monotonic()
         outcomes = await self._pre.call([row for _, row in part])
         self._sizer.took(len(part), time.monotonic() - started)
-        return [
-            self._one(index, row, outcome)
-            for (index, row), outcome in zip(part, outcomes, strict=True)
-        ]
+        return [self._one(row, outcome) for (_, row), outcome in zip(part, outcomes, strict=True)]
 
-    def _one(self, index: int, row: dict[str, Any], outcome: Any) -> Prepared | None:
+    def _one(self, row: dict[str, Any], outcome: Any) -> Prepared | RowError | None:
         try:
             if outcome is None:
                 return self._preparer.from_row(row)
-            made = self._preparer.from_outcome(row, outcome)
+            return self._preparer.from_outcome(row, outcome)
         except RowError as error:
-            self.errors += 1
-            if self.errors == 1:
-                self._on_error(index, error)
-            return None
-        if made is None:
-            self.dropped += 1
-        return made
+            return error

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from spider_worker.pipelines.onpolicy_train.parts import RunTracker
 from spider_worker.pipelines.onpolicy_train.prompts import Prompt, PromptStream
 from spider_worker.pipelines.onpolicy_train.record import batch_figures, numbers, require_coverage
 from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
+
+#: Batches at the start of a run that may be sampled and not scored before it is given up.
+_HOPELESS: Final = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,13 @@ class Training:
         self._ahead: asyncio.Task[list[Prompt]] | None = None
         self._unsaved = False
         self._between = False  # the weights are those of no whole step
+        # Of rows before this attempt's; it has met the held-out rows again by now.
+        stream = bench.stream
+        seen = (stream.errors, stream.dropped) if progress.step else (0, 0)
+        self._errors_before = progress.row_errors - seen[0]
+        self._dropped_before = progress.rows_dropped - seen[1]
+        self._unscored = 0  # batches in a row that were sampled for nothing
+        self._why_skipped = ""
 
     async def execute(self) -> Progress:
         """Train to an end; ``Progress.ended`` says to which: ``data``, ``token_budget`` or
@@ -100,12 +110,18 @@ class Training:
         self._read_ahead()
         if progress.step == 0:
             await self._first_evaluation()
+        elif await self._evaluates(progress.step):
+            await self._evaluate_late()  # the attempt before did not come to it
         while (why := self._end()) is None:
             prompts = await self._prompts()
             if not prompts:
                 why = "data"
                 break
             await self._step(prompts)
+        if progress.batches_skipped and not progress.step and why != "cancelled":
+            raise FatalJobError(f"no rollout of the data could be scored: {self._why_skipped}")
+        if why != "cancelled" and progress.step and self._bench.evaluation.possible:
+            await self._evaluate_late()  # what followed the last step was skipped
         progress.ended = why
         await self._save(checkpoint=progress.step > 0)
 
@@ -137,6 +153,18 @@ class Training:
         figures["seconds/eval"] = time.monotonic() - began
         self._publish(0, figures, "before training")
 
+    async def _evaluate_late(self) -> None:
+        """The evaluation of the last step, where its record has none: in a record of its own."""
+        if any(name.startswith("eval/") for name in self._bench.journal.last):
+            return
+        step, began = self._progress.step, time.monotonic()
+        figures: dict[str, Any] = {
+            **await self._bench.evaluation.run(await self._bench.trainer.sampler()),
+            "seconds/eval": time.monotonic() - began,
+        }
+        sentence = self._sentence(step, {**self._bench.journal.last, **figures})
+        self._publish(step, figures, sentence, more="-eval")
+
     async def _step(self, prompts: Sequence[Prompt]) -> None:
         bench, progress = self._bench, self._progress
         began = time.monotonic()
@@ -144,7 +172,10 @@ class Training:
         sampler = await bench.trainer.sampler()
         refreshed = time.monotonic()
         batch = await bench.maker.make(sampler, prompts, step)
-        batch.require_data(step)
+        if not batch.data:
+            self._skip(batch, prompts)
+            return
+        self._unscored = 0
         require_coverage(
             batch, self._options.min_coverage, bench.trainer.info.tokenizer, bench.tokenizers
         )
@@ -152,11 +183,8 @@ class Training:
         figures = await self._learn(batch)
         learnt = time.monotonic()
         progress.step = step
-        progress.cursor = prompts[-1].after
-        progress.tokens += batch.tokens
-        progress.row_errors, progress.rows_dropped = bench.stream.errors, bench.stream.dropped
         self._unsaved, self._between = True, False
-        self._read_ahead()
+        self._go_past(batch, prompts)
         figures = {
             "epoch": prompts[-1].epoch,
             **batch_figures(batch, bench.teachers),
@@ -178,6 +206,40 @@ class Training:
         figures["seconds"] = time.monotonic() - began
         self._publish(step, figures, self._sentence(step, figures))
         await self._save_if_due(step)
+
+    def _go_past(self, batch: Batch, prompts: Sequence[Prompt]) -> None:
+        progress, stream = self._progress, self._bench.stream
+        progress.cursor = prompts[-1].after
+        progress.tokens += batch.tokens
+        progress.row_errors = self._errors_before + stream.errors
+        progress.rows_dropped = self._dropped_before + stream.dropped
+        self._read_ahead()
+
+    def _skip(self, batch: Batch, prompts: Sequence[Prompt]) -> None:
+        """Go past a batch that there is nothing to learn from: long prompts may stand together.
+
+        Raises FatalJobError where a run begins with several that were sampled for nothing: that
+        costs, and is hardly the data's doing.
+        """
+        progress = self._progress
+        self._why_skipped = self._why_skipped or batch.why_empty()
+        self._unscored += bool(batch.rollouts)
+        if self._unscored >= _HOPELESS and not progress.step:
+            raise FatalJobError(
+                f"no rollout of the first {self._unscored} batches could be scored:"
+                f" {self._why_skipped}"
+            )
+        progress.batches_skipped += 1
+        first, last = prompts[0].index, prompts[-1].index
+        self._bench.announcer.say(
+            "warning",
+            "batch.skipped",
+            f"the batch of rows {first} to {last} is skipped, nothing of it could be scored:"
+            f" {batch.why_empty()}",
+            {"rows": [prompt.index for prompt in prompts], "skipped": progress.batches_skipped},
+        )
+        self._go_past(batch, prompts)
+        self._report()
 
     async def _learn(self, batch: Batch) -> dict[str, float]:
         """The optimiser steps of a batch. Raises FatalJobError on a loss that is no finite
@@ -212,19 +274,28 @@ class Training:
             return True
         return self._end() is not None or not await self._prompts()
 
-    def _publish(self, step: int, figures: Mapping[str, Any], sentence: str) -> None:
-        """A record into the journal, an event, a point in the tracker, the job's counters."""
-        bench, progress = self._bench, self._progress
-        record = bench.journal.add(step, figures)
+    def _publish(
+        self, step: int, figures: Mapping[str, Any], sentence: str, *, more: str = ""
+    ) -> None:
+        """A record into the journal, an event, a point in the tracker, the job's counters. ``more``
+        tells a further record of the step apart."""
+        bench = self._bench
+        record = bench.journal.add(step, figures, more=more)
         bench.announcer.say("info", "train.step", sentence, record)
         if bench.tracker is not None:
             bench.tracker.log(step, numbers(record))
+        self._report()
+
+    def _report(self) -> None:
+        bench, progress = self._bench, self._progress
         counters: dict[str, float] = {
             "steps_done": progress.step,
             "sampled_tokens": progress.tokens,
             "rows_error": progress.row_errors,
             "rows_dropped": progress.rows_dropped,
         }
+        if progress.batches_skipped:
+            counters["batches_skipped"] = progress.batches_skipped
         if bench.steps_total is not None:
             counters["steps_total"] = bench.steps_total
         self._ctx.progress(counters)

@@ -147,11 +147,13 @@ def test_rollouts_without_a_verdict_or_a_token_give_no_sequence() -> None:
     assert batch.refused == ["row 5: empty"]
 
 
-def test_a_batch_without_any_sequence_ends_the_run_with_the_reason() -> None:
-    with pytest.raises(FatalJobError, match=r"no rollout of step 2 could be scored: too long"):
-        make(Sampler((7,)), Judge([], refused=["too long"]), prompt(1)).require_data(2)
-    with pytest.raises(FatalJobError, match="every completion is empty"):
-        make(Sampler(()), Judge([]), prompt(1)).require_data(2)
+def test_a_batch_without_any_sequence_says_why() -> None:
+    for batch, why in (
+        (make(Sampler((7,)), Judge([], refused=["too long"]), prompt(1)), "too long"),
+        (make(Sampler(()), Judge([]), prompt(1)), "every completion is empty"),
+    ):
+        assert not batch.data
+        assert batch.why_empty() == why
 
 
 def test_each_prompt_is_asked_once_for_its_group_with_a_seed_of_its_own() -> None:

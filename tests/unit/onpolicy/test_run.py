@@ -306,6 +306,104 @@ def test_held_out_rows_that_cannot_be_asked_do_not_end_the_run(
     assert "eval/kl" not in run.metrics()[0]
 
 
+LONG = "count " * 200  # than the student's context
+
+
+@pytest.mark.parametrize(
+    ("long", "steps", "evaluated"),
+    [
+        ((4, 6, 7, 8), [0, 1, 2], [0, 2]),
+        # The last batch: what would have been evaluated after it is, before it.
+        ((9,), [0, 1, 2, 2], [0, 2]),
+    ],
+)
+def test_a_batch_that_cannot_be_sampled_is_skipped_and_counted(
+    tmp_path: Path, models: Models, long: tuple[int, ...], steps: list[int], evaluated: list[int]
+) -> None:
+    rows = [{"question": LONG if n in long else "count", "kind": "odd"} for n in range(10)]
+    run = Run(tmp_path, models, rows=rows, options={"eval_examples": 1})  # row 5 is held out
+    result = run.go().result
+    records = run.metrics()
+    assert [record["step"] for record in records] == steps
+    assert len({record["id"] for record in records}) == len(records)
+    assert [record["step"] for record in records if "eval/kl" in record] == evaluated
+    assert run.events("batch.skipped") == [{"rows": list(long), "skipped": 1}]
+    summary = json.loads(run.artifact("summary.json").read_bytes())
+    assert summary["batches_skipped"] == 1
+    assert {"kl", "eval/kl"} <= summary["final"].keys()
+    assert "held-out kl" in result.message
+
+
+def test_data_that_cannot_be_sampled_at_all_ends_the_run(tmp_path: Path, models: Models) -> None:
+    rows = [{"question": LONG, "kind": "odd"}] * 14
+    with pytest.raises(FatalJobError, match=r"no rollout of the data could be scored: row 0: "):
+        Run(tmp_path, models, rows=rows).go()
+
+
+def test_a_teacher_that_scores_nothing_ends_the_run_soon(tmp_path: Path, models: Models) -> None:
+    options = teacher(models, when={"kind": "neither"})
+    run = Run(tmp_path, models, options=options)
+    with pytest.raises(FatalJobError, match=r"first 4 batches .* no teacher for this row"):
+        run.go()
+
+
+def test_rows_that_make_no_prompt_are_counted_once_over_all_attempts(
+    tmp_path: Path, models: Models
+) -> None:
+    # Row 2 is held out, and 3 and 8 are read ahead of where the run breaks off, or after it.
+    rows = [
+        {"kind": "odd"} if n in (2, 3, 8, 13, 19, 20) else {"question": "count", "kind": "odd"}
+        for n in range(24)
+    ]
+    options = {"save_every": 1, "eval_examples": 5}
+    whole = Run(tmp_path / "whole", models, rows=rows, options=options)
+    whole.go()
+    broken = Run(tmp_path / "broken", models, rows=rows, options=options)
+    broken._changes["trainer"] = after(2, Broken(), "optim_step")
+    with pytest.raises(Broken):
+        broken.go()
+    broken._changes.clear()
+    broken.go()
+    assert broken.events("train.resumed") == [{"step": 2}]
+    counted = [
+        json.loads(run.artifact("summary.json").read_bytes())["rows_error"]
+        for run in (whole, broken)
+    ]
+    assert counted == [6, 6]
+
+
+def test_an_evaluation_that_failed_is_made_when_the_run_goes_on(
+    tmp_path: Path, models: Models
+) -> None:
+    broken = {
+        "name": "score",
+        "source": "calls = 0\n"
+        "def score(row):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return 1 if calls <= 2 else 1 / 0\n",
+    }
+    for every, step in ((2, 2), (0, 6)):  # that of a step, and the last one
+        folder, options = tmp_path / str(every), {"eval_every": every}
+        run = Run(folder, models, evaluator=broken, options=options)
+        with pytest.raises(FatalJobError, match="division by zero"):
+            run.go()
+        again = Run(folder, models, evaluator=EVALUATOR, options=options)
+        again.go()
+        assert again.events("train.resumed") == [{"step": step}]
+        scored = [record["step"] for record in again.metrics() if "eval/score" in record]
+        assert scored == ([0, 2, 4, 6] if every else [0, 6])
+        assert json.loads(again.artifact("summary.json").read_bytes())["final"]["kl"] > 0
+
+
+def test_a_seed_that_the_run_drew_is_told(tmp_path: Path, models: Models) -> None:
+    run = Run(tmp_path, models, rows=6, options={"seed": None})
+    run.go()
+    (told,) = run.events("train.seed")
+    assert json.loads(run.artifact("summary.json").read_bytes())["seed"] == told["seed"]
+    assert f"| Seed | {told['seed']} |" in run.artifact("adapter/README.md").read_text("utf-8")
+
+
 class Tracker:
     """Remembers how it ended."""
 
@@ -340,11 +438,13 @@ def test_an_attempt_that_is_taken_back_leaves_its_tracker_to_the_next(
 def test_options_that_find_little_to_do_are_warned_of(tmp_path: Path, models: Models) -> None:
     for signal, asked, told in (
         ("full", {"loss_fn": "ppo", "kl_discount_factor": 0.5}, True),
+        ("full", {"advantage_clip": 1.0, "baseline": "position"}, True),
         ("sampled", {"loss_fn": "ppo"}, False),
         ("full", {"loss_fn": "importance_sampling"}, False),
     ):
         options = {**teacher(models, signal=signal), **asked}
-        run = Run(tmp_path / f"{signal}-{asked['loss_fn']}", models, rows=6, options=options)
+        folder = tmp_path / "-".join([signal, *map(str, asked.values())])
+        run = Run(folder, models, rows=6, options=options)
         run.go()
         assert run.events("train.idle_options") == ([asked] if told else [])
     card = run.artifact("adapter/README.md").read_text("utf-8")
