@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["Mirror", "run_name"]
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -66,10 +67,8 @@ class Mirror:
         now = self._clock()
         if not self._stale or (self._looked is not None and now - self._looked < self._pause):
             return
-        try:
+        with contextlib.suppress(ServerUnreachable, ServerBusy):
             self.sync()
-        except (ServerUnreachable, ServerBusy):
-            self._stale = True
         self._looked = self._clock()
         # The list is as long as the job: looking must not take up the time of following.
         self._pause = max(_PAUSE, 10 * (self._looked - now))
@@ -77,7 +76,6 @@ class Mirror:
     def sync(self) -> int:
         """Fetch everything that is new; the number of records that were added. Raises UsageError
         where the tree cannot be written, and as the client does."""
-        self._stale = False
         added = 0
         try:
             for one in self._client.artifacts(self._job_id):
@@ -86,6 +84,7 @@ class Mirror:
             raise UsageError(f"{self._layout.root} cannot be written: {error}") from error
         finally:
             self._job.save(self._layout.root)
+        self._stale = False
         return added
 
     def _take(self, one: Mapping[str, Any]) -> int:

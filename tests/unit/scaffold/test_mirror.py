@@ -1,0 +1,139 @@
+"""A tree kept like the job's, as the job goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spider_scaffold.board import Board
+from spider_scaffold.jobfile import JobFile
+from spider_scaffold.mirror import Mirror
+from spider_sdk.client import Client
+from spider_sdk.errors import ServerUnreachable, UsageError
+from spider_sdk.events import Event
+from spider_worker.trajectories.layout import Layout
+from spider_worker.trajectories.output_file import read
+from tests.support.scripted_server import cut_before_answer, event, status_document
+from tests.support.swe_jobs import Jobs, attempt
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def job() -> JobFile:
+    return JobFile("http://s", "k", {}, job_id="j1")
+
+
+@pytest.fixture
+def client(jobs: Jobs) -> Iterator[Client]:
+    with Client() as client:
+        yield client
+
+
+@pytest.fixture
+def mirror(client: Client, job: JobFile, tmp_path: Path, clock: Clock) -> Mirror:
+    return Mirror(client, job, Layout(tmp_path / "tree"), clock=clock)
+
+
+def there(tmp_path: Path) -> list[tuple[str, int]]:
+    return [(one.instance_id, one.attempt) for one in read(tmp_path / "tree/output.jsonl")]
+
+
+def test_the_manifest_is_looked_at_when_something_ended_and_not_more_often(
+    jobs: Jobs, mirror: Mirror, clock: Clock, tmp_path: Path
+) -> None:
+    jobs.run("a", attempt("a"))
+    mirror.catch_up()
+    assert there(tmp_path) == [("a", 1)]
+    jobs.run("b", attempt("b"))
+    clock.now = 60.0
+    mirror.catch_up()
+    assert there(tmp_path) == [("a", 1)]
+    mirror.changed()
+    mirror.catch_up()
+    assert there(tmp_path) == [("a", 1), ("b", 1)]
+    jobs.run("c", attempt("c"))
+    mirror.changed()
+    clock.now = 61.0
+    mirror.catch_up()
+    assert len(there(tmp_path)) == 2
+    clock.now = 63.0
+    mirror.catch_up()
+    assert len(there(tmp_path)) == 3
+
+
+def test_a_server_that_does_not_answer_is_asked_again(
+    jobs: Jobs, mirror: Mirror, clock: Clock, tmp_path: Path
+) -> None:
+    jobs.run("a", attempt("a"))
+    listed = jobs.server.routes["GET", "/v1/jobs/j1/artifacts"][0]
+    jobs.server.on("GET", "/v1/jobs/j1/artifacts", cut_before_answer)
+    mirror.catch_up()
+    with pytest.raises(ServerUnreachable):
+        mirror.sync()
+    jobs.server.on("GET", "/v1/jobs/j1/artifacts", listed)
+    clock.now = 60.0
+    mirror.catch_up()
+    assert there(tmp_path) == [("a", 1)]
+
+
+def test_what_was_fetched_before_a_crash_is_not_added_twice(
+    jobs: Jobs, client: Client, mirror: Mirror, job: JobFile, tmp_path: Path
+) -> None:
+    jobs.run("a", attempt("a"))
+    assert mirror.sync() == 1
+    job.taken.clear()  # the crash came before the job's file was written
+    assert Mirror(client, job, Layout(tmp_path / "tree")).sync() == 0
+    assert there(tmp_path) == [("a", 1)]
+
+
+def test_attempts_of_earlier_jobs_are_counted_on(
+    jobs: Jobs, mirror: Mirror, job: JobFile, tmp_path: Path
+) -> None:
+    job.bases = {"0 a": 3}
+    jobs.run("a", attempt("a"), attempt("a", attempt=2))
+    mirror.sync()
+    assert there(tmp_path) == [("a", 4), ("a", 5)]
+
+
+def test_a_tree_that_cannot_be_written(jobs: Jobs, mirror: Mirror, tmp_path: Path) -> None:
+    jobs.run("a", attempt("a"))
+    (tmp_path / "tree/output.jsonl").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"tree cannot be written"):
+        mirror.sync()
+
+
+def test_the_board_shows_who_is_at_work(mirror: Mirror, clock: Clock) -> None:
+    board = Board(mirror, clock=clock)
+    running = status_document("running")
+
+    def told(code: str, **data: object) -> None:
+        board.update(running, Event.from_json(event(1, code, **data)))
+
+    told("instance.started", instance="a", n=0)
+    told("instance.started", instance="a", n=1)
+    told("progress", engine={"instance": "a", "n": 1, "attempt": 2, "turns": 7, "cost": 0.5})
+    told("progress", engine={"instance": "gone", "attempt": 2})
+    told("progress", metrics={})
+    clock.now = 75.0
+    assert board.lines() == ["  a · 1m 15s", "  a (run 1) · attempt 2 · turn 7 · $0.50 · 1m 15s"]
+    told("instance.ended", instance="a", n=0)
+    assert len(board.lines()) == 1
+    for number in range(10):
+        told("instance.started", instance=f"i{number}")
+    assert len(board.lines()) == 9
+    assert board.lines()[-1] == "  and 3 more"
+    board.update(status_document("completed"), None)
+    assert board.lines() == []
