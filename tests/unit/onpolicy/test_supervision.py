@@ -72,7 +72,8 @@ class Scorer:
 
 def log(probs: Any) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.log(np.asarray(probs)).astype(np.float32)
+        found: np.ndarray = np.log(np.asarray(probs)).astype(np.float32)
+        return found
 
 
 def seat(
