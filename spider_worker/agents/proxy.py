@@ -67,7 +67,11 @@ class Ticket:
             return "this episode has ended"
         if self.max_calls is not None and self.calls >= self.max_calls:
             return f"the cap of {self.max_calls} calls of the model is reached"
-        if self.max_cost is not None and (self.cost or 0.0) >= self.max_cost:
+        if self.max_cost is not None and self.cost is None:
+            return (
+                "there is a cap on money, and the endpoint does not say how many tokens a call had"
+            )
+        if self.max_cost is not None and self.cost is not None and self.cost >= self.max_cost:
             return f"the cap of ${self.max_cost:.4f} is reached"
         return None
 

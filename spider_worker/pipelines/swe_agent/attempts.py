@@ -23,7 +23,7 @@ from spider_worker.pipelines.base import UnitContext
 from spider_worker.pipelines.swe_agent.journal import Journal, Past
 from spider_worker.pipelines.swe_agent.parts import Host, Judging
 from spider_worker.swe_tasks.base import Task
-from spider_worker.trajectories.record import build, is_done
+from spider_worker.trajectories.record import build, is_done, judged
 from spider_worker.workspaces.base import Box, Workspace
 from spider_worker.workspaces.repository import prepare, take_patch
 
@@ -138,9 +138,8 @@ class Attempts:
             heard.status = "empty_patch"
         record = self._record(heard, patch, self.spent)
         if self._judge is not None and heard.status not in (*RETRIED, "cancelled"):
-            judged = await self._judge(self._task, patch)
-            record["report"], record["resolved"] = dict(judged), judged.get("resolved")
-            record["test_result"]["report"] = dict(judged)
+            report = await self._judge(self._task, patch)
+            return judged(record, report.get("resolved"), report)
         return record
 
     async def _episode(self, box: Box) -> Heard:

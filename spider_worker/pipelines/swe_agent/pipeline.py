@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import FatalJobError
+from spider_sdk.errors import FatalJobError, UsageError
 from spider_worker.pipelines.base import (
     Counters,
     JobContext,
@@ -97,20 +97,28 @@ class SweAgentPipeline:
         metadata = write_metadata(self._metadata(), ctx.scratch / METADATA)
         message = said(tally)
         remote = None
-        if self._job.hf_repo_id is not None and tally.runs:
-            pushed = await asyncio.to_thread(self._parts.push, ctx, output)
-            remote = pushed.url
-            message += f"; {pushed.rows} pushed"
-            if pushed.redacted:
-                ctx.event(
-                    "warning",
-                    "push.redacted",
-                    f"secrets were taken out of {len(pushed.redacted)} trajectories before they "
-                    "left",
-                    {"instances": {key: dict(kinds) for key, kinds in pushed.redacted.items()}},
-                )
+        if self._job.hf_repo_id is not None:
+            remote, pushed = await self._push(ctx, output)
+            message += f"; {pushed}"
         files = {OUTPUT: output, METADATA: metadata}
         return JobResult(remote_artifact=remote, message=message, files=files)
+
+    async def _push(self, ctx: Ctx, output: Path) -> tuple[str | None, str]:
+        """The address on the Hub and a word on it. That there is nothing to push takes nothing
+        away from what was done, and is said."""
+        try:
+            pushed = await asyncio.to_thread(self._parts.push, ctx, output)
+        except UsageError as error:
+            ctx.event("warning", "push.nothing", error.message)
+            return None, "nothing was pushed"
+        if pushed.redacted:
+            ctx.event(
+                "warning",
+                "push.redacted",
+                f"secrets were taken out of {len(pushed.redacted)} trajectories before they left",
+                {"instances": {key: dict(kinds) for key, kinds in pushed.redacted.items()}},
+            )
+        return pushed.url, f"{pushed.rows} pushed"
 
     # -- an instance -----------------------------------------------------------------
 
@@ -168,6 +176,8 @@ class SweAgentPipeline:
         counters = _spending(attempts.spent)
         if last is not None and last["status"] != "cancelled":
             counters |= {"rows_done": 1, "rows_ok": int(done), "rows_error": int(not done)}
+            if last["resolved"] is not None:
+                counters["rows_resolved"] = int(last["resolved"])
             await announce(ctx, *_told(last, attempts.spent, n))
         return UnitOutcome(
             counters=counters,

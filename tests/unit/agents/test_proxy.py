@@ -1,0 +1,155 @@
+"""The proxy over a real socket: whose key, whose caps, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from spider_worker.agents.proxy import LlmProxy, Prices, Ticket
+from tests.support.agent_model import AgentModel, running_model
+
+PRICES = Prices(0.01, 0.02)
+COST = 100 * 0.01 + 10 * 0.02  # of one scripted call
+Call = Callable[[LlmProxy], Awaitable[Any]]
+
+
+@pytest.fixture
+def model() -> Iterator[AgentModel]:
+    with running_model({"talk": [{"text": "one"}]}) as model:
+        yield model
+
+
+def through(base_url: str, tmp_path: Path, body: Call, prices: Prices = PRICES) -> Any:
+    async def main() -> Any:
+        socket = tmp_path / "s"
+        async with LlmProxy(base_url, "the-real-key", socket=socket, prices=prices) as proxy:
+            return await body(proxy)
+
+    return asyncio.run(main())
+
+
+async def ask(proxy: LlmProxy, key: str, **body: Any) -> tuple[int, Any]:
+    connector = aiohttp.UnixConnector(path=str(proxy.socket))
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.post(
+            "http://proxy/v1/chat/completions",
+            json={"model": "m", "messages": [{"role": "user", "content": "hi"}], **body},
+            headers={"Authorization": f"Bearer {key}"},
+        ) as answer,
+    ):
+        return answer.status, await answer.json(content_type=None)
+
+
+def test_a_ticket_is_good_for_its_episode_alone(model: AgentModel, tmp_path: Path) -> None:
+    async def body(proxy: LlmProxy) -> list[int]:
+        ticket = proxy.issue()
+        statuses = [(await ask(proxy, key))[0] for key in (ticket.key, "the-real-key", "")]
+        proxy.revoke(ticket)
+        return [*statuses, (await ask(proxy, ticket.key))[0]]
+
+    assert through(model.base_url, tmp_path, body) == [200, 401, 401, 401]
+    assert model.keys == ["Bearer the-real-key"]
+
+
+def test_calls_and_dollars_are_counted_and_capped(model: AgentModel, tmp_path: Path) -> None:
+    async def body(proxy: LlmProxy) -> Ticket:
+        ticket = proxy.issue(max_calls=5, max_cost=1.5 * COST)
+        for wanted in (200, 200, 403):
+            status, answer = await ask(proxy, ticket.key)
+            assert status == wanted
+        assert "the cap of $" in answer["error"]["message"]
+        other = proxy.issue(max_calls=1)
+        assert [(await ask(proxy, other.key))[0] for _ in range(2)] == [200, 403]
+        return ticket
+
+    ticket = through(model.base_url, tmp_path, body)
+    assert (ticket.calls, ticket.answers) == (2, 2)
+    assert (ticket.prompt_tokens, ticket.completion_tokens) == (200, 20)
+    assert ticket.cost == pytest.approx(2 * COST)
+
+
+def test_what_nobody_counts_is_not_spent_under_a_cap(tmp_path: Path) -> None:
+    turns = [{"text": "one", "usage": None}]
+
+    async def body(proxy: LlmProxy) -> Ticket:
+        ticket = proxy.issue(max_cost=10.0)
+        assert (await ask(proxy, ticket.key))[0] == 200
+        status, answer = await ask(proxy, ticket.key)
+        assert status == 403
+        assert "does not say how many tokens" in answer["error"]["message"]
+        return ticket
+
+    with running_model({"talk": turns}) as model:
+        assert through(model.base_url, tmp_path, body).cost is None
+
+
+def test_a_cost_without_a_price_is_unknown(model: AgentModel, tmp_path: Path) -> None:
+    async def body(proxy: LlmProxy) -> Ticket:
+        ticket = proxy.issue()
+        await ask(proxy, ticket.key)
+        return ticket
+
+    ticket = through(model.base_url, tmp_path, body, Prices(0.01, None))
+    assert ticket.cost is None
+    assert ticket.prompt_tokens == 100
+
+
+def test_an_endpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
+    async def body(proxy: LlmProxy) -> tuple[Ticket, int, Any]:
+        ticket = proxy.issue()
+        return (ticket, *await ask(proxy, ticket.key))
+
+    ticket, status, answer = through("http://127.0.0.1:9/v1", tmp_path, body)
+    assert status == 502
+    assert "could not be reached" in answer["error"]["message"]
+    assert (ticket.failures, ticket.answers) == (1, 0)
+
+
+def test_a_stream_passes_and_is_counted(tmp_path: Path) -> None:
+    async def main() -> tuple[Ticket, str]:
+        seen: list[Any] = []
+
+        async def stream(request: web.Request) -> web.StreamResponse:
+            seen.append(await request.json())
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b'data: {"choices": [{"delta": {"content": "on"}}]}\n\n')
+            await response.write(
+                b'data: {"usage": {"prompt_tokens": 7, "completion_tokens": 3}}\n\ndata: [DONE]\n\n'
+            )
+            return response
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", stream)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        async with LlmProxy(base, None, socket=tmp_path / "s", prices=PRICES) as proxy:
+            ticket = proxy.issue()
+            connector = aiohttp.UnixConnector(path=str(proxy.socket))
+            async with (
+                aiohttp.ClientSession(connector=connector) as session,
+                session.post(
+                    "http://proxy/v1/chat/completions",
+                    json={"messages": [], "stream": True},
+                    headers={"Authorization": f"Bearer {ticket.key}"},
+                ) as answer,
+            ):
+                text = await answer.text()
+        await runner.cleanup()
+        assert seen[0]["stream_options"] == {"include_usage": True}
+        return ticket, text
+
+    ticket, text = asyncio.run(main())
+    assert '"content": "on"' in text
+    assert text.endswith("data: [DONE]\n\n")
+    assert (ticket.prompt_tokens, ticket.completion_tokens) == (7, 3)
+    assert ticket.cost == pytest.approx(7 * 0.01 + 3 * 0.02)
