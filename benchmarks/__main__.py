@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import bench_fleet, bench_job, bench_tinker_parity
+from benchmarks import bench_fleet, bench_job, bench_swe, bench_tinker_parity
 from benchmarks.report import Figure, table
 
 OUT = Path(__file__).parent / "out"
@@ -83,6 +83,7 @@ BENCHMARKS: dict[str, Callable[[], Sequence[Figure]]] = {
     "tinker": tinker,
     "latency": bench_fleet.latency,
     "kill": bench_job.kill_at_half,
+    "swe": bench_swe.swe,
 }
 
 
