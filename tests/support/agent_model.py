@@ -129,6 +129,10 @@ def running_model(
         async def stop() -> None:
             runner._shutdown_timeout = 0.1  # a hanging turn is not waited for
             await runner.cleanup()
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(stop(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)

@@ -7,22 +7,23 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from spider_sdk.config.model import InputFile, SweConfig
-from spider_sdk.errors import EngineUnavailable
+from spider_sdk.errors import EngineUnavailable, JobCancelled
 from spider_worker.agents.interpreter import agent_python
-from spider_worker.pipelines.local import LocalContext, LocalStore, run_job_locally
+from spider_worker.pipelines.local import LocalContext, LocalResources, LocalStore, run_job_locally
 from spider_worker.pipelines.swe_agent.build import real_parts
 from spider_worker.pipelines.swe_agent.pipeline import SweAgentPipeline
 from spider_worker.settings import WorkerSettings
 from tests.support.agent_model import AgentModel, Turn, running_model
 from tests.support.swe_repos import SweRepo, make_repos
 
+T = TypeVar("T")
 PRICE = 1e-3
 
 
@@ -37,6 +38,47 @@ def python() -> str:
         return agent_python(os.environ.get("SPIDER_AGENT_PYTHON"))
     except EngineUnavailable as error:
         pytest.skip(error.message)
+
+
+class Warm:
+    """The loop, the folder and the pool of agents that all jobs of a test run share, as those of
+    one runner do."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.runner = asyncio.Runner()
+        self.pools = LocalResources()
+
+    def close(self) -> None:
+        self.runner.run(self.pools.close())
+        self.runner.close()
+
+
+class Resources(LocalResources):
+    """A job's own, but for the pool."""
+
+    def __init__(self, warm: Warm) -> None:
+        super().__init__()
+        self._warm = warm
+
+    async def get(
+        self,
+        key: str,
+        build: Callable[[], Awaitable[T]],
+        close: Callable[[T], Awaitable[None]],
+        *,
+        outlives_job: bool = False,
+    ) -> T:
+        if outlives_job:
+            return await self._warm.pools.get(key, build, close)
+        return await super().get(key, build, close)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    warm = Warm(tmp_path_factory.mktemp("worker"))
+    yield warm
+    warm.close()
 
 
 def mending(repo: SweRepo) -> list[Turn]:
@@ -57,6 +99,7 @@ class Job:
     """A job on chosen repositories. ``events`` and ``store`` are what it left."""
 
     folder: Path
+    warm: Warm
     repos: Sequence[SweRepo]
     python: str
     parts: Mapping[str, Sequence[Turn]]
@@ -67,7 +110,28 @@ class Job:
     def run(self, **changes: Any) -> list[dict[str, Any]]:
         """The records of ``output.jsonl``."""
         with running_model(self.parts) as self.model:
-            return asyncio.run(self._run(changes))
+            return self.warm.runner.run(self._run(changes))
+
+    def break_off(self, requests: int, *, cancel: bool = False, **changes: Any) -> None:
+        """Run until the model has had so many requests; then the worker is lost, or the job is
+        cancelled."""
+        with running_model(self.parts) as self.model:
+            self.warm.runner.run(self._break_off(requests, cancel, changes))
+
+    async def _break_off(self, requests: int, cancel: bool, changes: dict[str, Any]) -> None:
+        assert self.model is not None
+        task = asyncio.create_task(self._run(changes))
+        while len(self.model.requests) < requests and not task.done():
+            await asyncio.wait([task], timeout=0.02)
+        assert not task.done(), task
+        if cancel:
+            self.ctx.cancel()
+            with pytest.raises(JobCancelled):
+                await task
+        else:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
     async def _run(self, changes: dict[str, Any]) -> list[dict[str, Any]]:
         assert self.model is not None
@@ -93,7 +157,7 @@ class Job:
             }
         )
         settings = WorkerSettings(
-            state=self.folder / "state",
+            state=self.warm.state,
             agent_python=self.python,
             allow_private_urls=True,
             **self.settings,
@@ -101,7 +165,11 @@ class Job:
         parts = real_parts(settings)
         self.store = LocalStore(self.folder / "job")
         self.ctx = LocalContext(
-            self.store, job, secrets={"MODEL_KEY": "the-real-key"}, inputs=inputs
+            self.store,
+            job,
+            secrets={"MODEL_KEY": "the-real-key"},
+            inputs=inputs,
+            resources=Resources(self.warm),
         )
         self.result = await run_job_locally(SweAgentPipeline(job, parts), self.ctx, retry=retry)
         output = self.folder / "job" / "artifacts" / "output.jsonl"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.contract.swe_agent.conftest import PRICE, Job, mending
+from spider_sdk.errors import AuthError, EngineUnavailable, FatalJobError
+from tests.contract.swe_agent.conftest import PRICE, Job, Warm, mending
 from tests.support.swe_repos import SweRepo
 
 
@@ -15,7 +17,7 @@ def shell(command: str) -> dict[str, object]:
 
 
 def test_agents_mend_what_they_can_and_are_judged(
-    folder: Path, repos: list[SweRepo], python: str
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
 ) -> None:
     able, idle, wrong = repos[:3]
     parts = {
@@ -23,7 +25,7 @@ def test_agents_mend_what_they_can_and_are_judged(
         idle.folder.name: [{"text": "It is fine as it is."}],
         wrong.folder.name: [shell("echo nonsense > NOTES.md")],
     }
-    job = Job(folder, [able, idle, wrong], python, parts, {"evaluate": True})
+    job = Job(folder, warm, [able, idle, wrong], python, parts, {"evaluate": True})
     records = {record["instance_id"]: record for record in job.run()}
     mended, untouched, spoilt = (records[repo.instance_id] for repo in (able, idle, wrong))
     assert (mended["status"], mended["resolved"]) == ("finished", True), mended["report"]
@@ -44,16 +46,16 @@ def test_agents_mend_what_they_can_and_are_judged(
     assert logs == sorted(f"instance_{repo.instance_id}.log" for repo in (able, idle, wrong))
     codes = [code for _, code, _, _ in job.ctx.events]
     assert codes.count("instance.started") == codes.count("instance.ended") == 3
-    assert not list((folder / "state" / "swe-agent" / "boxes").iterdir())
+    assert not list((warm.state / "swe-agent" / "boxes").iterdir())
     assert job.model is not None
     assert set(job.model.keys) == {"Bearer the-real-key"}
 
 
 def test_what_was_the_endpoints_fault_is_tried_again(
-    folder: Path, repos: list[SweRepo], python: str
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
 ) -> None:
     repo = repos[0]
-    job = Job(folder, [repo], python, {repo.folder.name: [shell("ls"), {"status": 400}]})
+    job = Job(folder, warm, [repo], python, {repo.folder.name: [shell("ls"), {"status": 400}]})
     records = job.run(max_retries=1)
     assert [record["status"] for record in records] == ["llm_error", "llm_error"]
     assert [record["attempt"] for record in records] == [1, 2]
@@ -72,3 +74,77 @@ def test_what_was_the_endpoints_fault_is_tried_again(
     assert len(job.run(max_retries=1, retry=True)) == 3
     assert job.model is not None
     assert not job.model.requests
+
+
+def test_a_lost_worker_leaves_a_partial_trajectory_and_what_it_cost(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
+) -> None:
+    repo = repos[0]
+    parts = {repo.folder.name: [shell("echo first"), {"hang": True}]}
+    job = Job(folder, warm, [repo], python, parts)
+    job.break_off(2)
+    job.parts = {repo.folder.name: mending(repo)}
+    lost, mended = job.run(max_retries=1)
+    assert (lost["status"], lost["attempt"]) == ("agent_error", 1)
+    assert "its worker was lost" in lost["error"]
+    assert "first" in str(lost["messages"])
+    assert lost["metrics"]["accumulated_cost"] == pytest.approx(110 * PRICE)
+    assert (mended["status"], mended["attempt"]) == ("finished", 2)
+    assert job.result.counters()["cost_usd"] == pytest.approx(5 * 110 * PRICE)
+
+
+def test_a_cancelled_job_keeps_what_its_agents_did(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
+) -> None:
+    repo = repos[0]
+    parts = {repo.folder.name: [shell("echo first; echo 1 > made.txt"), {"hang": True}]}
+    job = Job(folder, warm, [repo], python, parts)
+    job.break_off(2, cancel=True)
+    (shard,) = job.store.shards()
+    (record,) = [json.loads(line) for line in shard.path.read_text().splitlines()]
+    assert not shard.complete
+    assert (record["status"], record["attempt"]) == ("cancelled", 1)
+    assert "made.txt" in record["test_result"]["git_patch"]
+    assert "first" in str(record["messages"])
+    # Taken up again, it is tried anew.
+    job.parts = {repo.folder.name: mending(repo)}
+    records = job.run(retry=True)
+    assert [one["status"] for one in records] == ["cancelled", "finished"]
+
+
+def test_a_refused_key_ends_the_job(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
+) -> None:
+    repo = repos[0]
+    parts = {repo.folder.name: [{"status": 401, "message": "no such key"}]}
+    with pytest.raises(AuthError, match=r"refused the key of scripted: .*no such key"):
+        Job(
+            folder, warm, repos[:3], python, {**parts, **{r.folder.name: [] for r in repos[1:3]}}
+        ).run()
+
+
+def test_what_cannot_work_is_said_before_any_money_is_spent(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(folder, warm, repos[:1], python, {repos[0].folder.name: []})
+
+    def refused(error: type[Exception], match: str, **changes: object) -> None:
+        with pytest.raises(error, match=match):
+            job.run(**changes)
+        assert job.model is not None
+        assert not job.model.requests
+
+    refused(FatalJobError, "no instance", instance_filter="nothing-like-it")
+    refused(
+        FatalJobError,
+        "nobody knows what scripted costs",
+        max_budget_per_instance=1.0,
+        input_cost_per_token=None,
+    )
+    refused(
+        FatalJobError, "needs a key", llm_base_url=None, llm_model="gpt-4o", llm_api_key_env=None
+    )
+    refused(FatalJobError, "no name that LiteLLM knows", llm_base_url=None, llm_model="my-own")
+    refused(EngineUnavailable, "has not allowed", workspace="local")
+    monkeypatch.setenv("PATH", str(folder))
+    refused(EngineUnavailable, "docker", workspace="docker")
