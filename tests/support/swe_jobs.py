@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "TREE", "Jobs", "attempt"]
+__all__ = ["CONFIG", "JOB", "TREE", "Jobs", "attempt"]
 
 import json
 from pathlib import Path
