@@ -69,9 +69,7 @@ def swe(size: Size = Size(), names: Sequence[str] = ()) -> list[Figure]:
 def overhead(jobs: Jobs, size: Size) -> list[Figure]:
     """The pipeline's time for its instances (see ``Ran.seconds``) over the bare loop's, which
     counts the same: both have imported the SDK, and end when the last patch is taken."""
-    bare_trees = [str(jobs.folder / "bare" / str(n) / "tree") for n in range(size.instances)]
-    parts = {"ours": _work(TREE, size.turns)}
-    parts |= {f"bare-{n}": _work(tree, size.turns) for n, tree in enumerate(bare_trees)}
+    parts = _parts(jobs, size.instances, size.turns)
     ours: list[Ran] = []
     bare: list[dict[str, Any]] = []
     with spawn_model(jobs.folder, parts, latency=size.latency) as url:
@@ -82,7 +80,7 @@ def overhead(jobs: Jobs, size: Size) -> list[Figure]:
             ours.append(ran)
 
         def run_bare() -> None:
-            bare.append(_run_bare(jobs, size, url, bare_trees))
+            bare.append(_run_bare(jobs, size, url))
 
         for number in range(size.rounds):
             for run in (run_ours, run_bare) if number % 2 else (run_bare, run_ours):
@@ -114,23 +112,29 @@ def overhead(jobs: Jobs, size: Size) -> list[Figure]:
 
 def scaling(jobs: Jobs, size: Size) -> list[Figure]:
     """One instance at a time, over several."""
-    rows = jobs.rows(size.scaling_instances, lambda _: "play")
-    parts = {"play": _work(TREE, size.scaling_turns)}
+    instances, turns, workers = size.scaling_instances, size.scaling_turns, size.scaling_workers
+    rows = jobs.rows(instances, lambda _: "ours")
+    parts = _parts(jobs, instances, turns)
     with spawn_model(jobs.folder, parts, latency=size.scaling_latency) as url:
-        alone, several = (
-            jobs.run(rows, url, workers=workers) for workers in (1, size.scaling_workers)
-        )
+        alone, several = (jobs.run(rows, url, workers=number) for number in (1, workers))
+        bare = [
+            _run_bare(jobs, Size(instances=instances, turns=turns, workers=number), url)["seconds"]
+            for number in (1, workers)
+        ]
     for ran in (alone, several):
-        _expect_work(ran, size.scaling_turns)
+        _expect_work(ran, turns)
     name = (
-        f"agents, {size.scaling_instances} instances of {size.scaling_turns} turns of "
-        f"{size.scaling_latency:g} s: num_workers {size.scaling_workers} over 1, times faster"
+        f"agents, {instances} instances of {turns} turns of {size.scaling_latency:g} s: "
+        f"num_workers {workers} over 1, times faster"
     )
     detail = {
-        "seconds": {"alone": alone.seconds, "several": several.seconds},
+        "seconds": {"alone": alone.seconds, "several": several.seconds, "bare": bare},
         "phases": {"alone": alone.medians(), "several": several.medians()},
     }
-    return [Figure(name, alone.seconds / several.seconds, 3.5, detail=detail)]
+    return [
+        Figure(name, alone.seconds / several.seconds, 3.5, detail=detail),
+        Figure("  the bare loop's, on these cores", bare[0] / bare[1]),
+    ]
 
 
 def start(jobs: Jobs, size: Size) -> list[Figure]:
@@ -211,6 +215,16 @@ def _work(tree: str, turns: int) -> list[Turn]:
     return [*steps, *more][: turns - 1]
 
 
+def _parts(jobs: Jobs, instances: int, turns: int) -> dict[str, list[Turn]]:
+    """What the model plays: ``ours`` in all boxes, ``bare-N`` in each of the bare loop's trees."""
+    bare = {f"bare-{n}": _work(str(_bare_tree(jobs, n)), turns) for n in range(instances)}
+    return {"ours": _work(TREE, turns), **bare}
+
+
+def _bare_tree(jobs: Jobs, number: int) -> Path:
+    return jobs.folder / "bare" / str(number) / "tree"
+
+
 def _expect_work(ran: Ran, turns: int) -> None:
     """A job that did less than was asked is no job to measure."""
     found = {(one.status, one.turns) for one in ran.instances}
@@ -218,12 +232,12 @@ def _expect_work(ran: Ran, turns: int) -> None:
         raise RuntimeError(f"instances were to finish after {turns} turns, and did: {found}")
 
 
-def _run_bare(jobs: Jobs, size: Size, url: str, trees: Sequence[str]) -> dict[str, Any]:
+def _run_bare(jobs: Jobs, size: Size, url: str) -> dict[str, Any]:
     folder = jobs.folder / "bare"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     rows = jobs.rows(size.instances, lambda number: f"bare-{number}")
-    tasks = [_bare_task(row, tree) for row, tree in zip(rows, trees, strict=True)]
+    tasks = [_bare_task(row, _bare_tree(jobs, number)) for number, row in enumerate(rows)]
     spec = {
         "workers": size.workers,
         "max_iterations": MAX_ITERATIONS,
@@ -245,7 +259,7 @@ def _run_bare(jobs: Jobs, size: Size, url: str, trees: Sequence[str]) -> dict[st
     return done
 
 
-def _bare_task(row: Mapping[str, Any], tree: str) -> dict[str, Any]:
+def _bare_task(row: Mapping[str, Any], tree: Path) -> dict[str, Any]:
     task = to_task(row, form="offline")
     assert task is not None
     return {
@@ -253,8 +267,8 @@ def _bare_task(row: Mapping[str, Any], tree: str) -> dict[str, Any]:
         "source": row["repo_source"],
         "base_commit": task.base_commit,
         "bug_patch": task.bug_patch,
-        "instruction": instruction(task, tree),
-        "folder": str(Path(tree).parent),
+        "instruction": instruction(task, str(tree)),
+        "folder": str(tree.parent),
     }
 
 
