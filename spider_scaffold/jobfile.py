@@ -33,7 +33,7 @@ class JobFile:
     Where runs of earlier jobs were done already, the job is of the others alone (``carried``).
     ``bases`` says for each run how many attempts it had before the job, ``spent`` what they cost
     in dollars. ``taken`` has the version of each artifact that was fetched. ``complete``: nothing
-    of the job is left to do.
+    of the job is left to do; ``published`` is the repository that has what the tree has.
     """
 
     server: str | None
@@ -45,6 +45,7 @@ class JobFile:
     spent: float = 0.0
     taken: dict[str, str] = dataclasses.field(default_factory=dict)
     complete: bool = False
+    published: str | None = None
 
     @classmethod
     def load(cls, tree: Path) -> Self | None:

@@ -152,7 +152,7 @@ def _conclude(state: State, run: Run, place: Place, document: StatusDocument) ->
     if document["remote_artifact"]:
         state.say(f"on the Hub: {document['remote_artifact']}")
     assert run.job is not None
-    if run.job.carried and run.swe.hf_repo_id is not None:
+    if run.job.carried and run.unpublished:
         _publish(state, run)
     left_out = document["metrics"].get("units_skipped")
     if left_out:
@@ -184,19 +184,14 @@ def _say_tree(state: State, run: Run) -> None:
 def _say_done(state: State, run: Run) -> None:
     _say_tree(state, run)
     state.say("nothing is left to do: every run is done")
-    swe = run.swe
-    asked = run.job.asked if run.job is not None else {}
-    if swe.hf_repo_id is not None and asked.get("hf_repo_id") != swe.hf_repo_id:
-        state.say(
-            f"publish it with: spider-scaffold push --input {run.layout.output} "
-            f"--repo-id {swe.hf_repo_id}"
-        )
-    if swe.evaluate and not asked.get("evaluate"):
+    if run.unpublished:
+        _publish(state, run)
+    if run.swe.evaluate and (run.job is None or not run.job.asked.get("evaluate")):
         state.say(f"judge it with: spider-scaffold evaluate --input {run.layout.output}")
 
 
 def _publish(state: State, run: Run) -> None:
-    """Publish the tree as a whole: the job had only a part of it."""
+    """Publish the tree as a whole, of which its last job had a part alone, or none."""
     from spider_scaffold.push import publish
 
     swe = run.swe
@@ -212,3 +207,4 @@ def _publish(state: State, run: Run) -> None:
         token=os.environ.get("HF_TOKEN"),
         secrets=tuple(run.ready.env.values()),
     )
+    run.note_published()

@@ -99,8 +99,20 @@ class Run:
         metrics = document["metrics"]
         left = metrics.get("rows_error") or metrics.get("units_skipped")
         self.job.complete = document["status"] == JobStatus.COMPLETED and not left
+        self.job.published = self.swe.hf_repo_id if document["remote_artifact"] else None
         self.job.save(self.layout.root)
         return self.job.complete
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether what the tree has is to be published and nobody has done it."""
+        wanted = self.swe.hf_repo_id
+        return wanted is not None and (self.job is None or self.job.published != wanted)
+
+    def note_published(self) -> None:
+        assert self.job is not None
+        self.job.published = self.swe.hf_repo_id
+        self.job.save(self.layout.root)
 
     # -- the job that the tree knows ------------------------------------------------------
 

@@ -12,7 +12,7 @@ from spider_scaffold import jobfile, servers
 from spider_scaffold.cli import run
 from spider_scaffold.jobfile import JobFile
 from spider_sdk.config import AppConfig
-from spider_sdk.errors import UsageError
+from spider_sdk.errors import ServerUnreachable, UsageError
 from spider_worker.trajectories.output_file import append, read, read_index, rewrite
 from tests.support.scripted_server import answer_json, problem
 from tests.support.swe_jobs import TREE, Jobs, attempt
@@ -179,12 +179,39 @@ def test_a_job_for_the_rest_leaves_publishing_to_the_tree(
         "spider_scaffold.push.publish",
         lambda state, output, repo_id, **more: pushed.append((output, repo_id, more)),
     )
-    assert openhands(config("hf_repo_id: me/d\nhf_private: true\n")) == 0
+    extra = "hf_repo_id: me/d\nhf_private: true\n"
+    assert openhands(config(extra)) == 0
+    assert openhands(config(extra)) == 0
     assert jobs.submitted[0].get("hf_repo_id") is None
     ((output, repo_id, more),) = pushed
     assert (output, repo_id, more["private"]) == (TREE / "output.jsonl", "me/d", True)
     assert more["token"] == "hf_x"
     assert "mk-1" in more["secrets"]
+
+
+def test_a_whole_tree_is_published_where_it_was_not(
+    jobs: Jobs, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    jobs.run("a", attempt("a"))
+    jobs.ends("completed", remote_artifact="https://hub.example/d")
+    pushed: list[str] = []
+
+    def publish(state: object, output: Path, repo_id: str, **more: object) -> None:
+        if not pushed:
+            pushed.append("")
+            raise ServerUnreachable
+        pushed.append(repo_id)
+
+    monkeypatch.setattr("spider_scaffold.push.publish", publish)
+    assert openhands(config("hf_repo_id: me/d\n")) == 0
+    assert openhands(config("hf_repo_id: me/d\n")) == 0
+    assert pushed == [], "the job did it"
+    assert openhands(config("hf_repo_id: me/other\n")) == 3
+    assert openhands(config("hf_repo_id: me/other\n")) == 0
+    assert openhands(config("hf_repo_id: me/other\n")) == 0
+    assert pushed == ["", "me/other"]
+    assert len(jobs.submitted) == 1
 
 
 @pytest.mark.parametrize(
