@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spider_scaffold.jobfile import FOLDER
-from spider_scaffold.report import summary
+from spider_scaffold.report import counted, summary
 from spider_scaffold.tasks import find_tasks, open_workspace
 from spider_sdk import settings
 from spider_sdk.cli.options import load_config
@@ -150,8 +150,8 @@ def _conclude(state: State, output: Path, how: Settings, found: Summary) -> None
     if found.unknown:
         names = ", ".join(found.unknown[:5]) + (" …" if len(found.unknown) > 5 else "")
         state.note(
-            f"warning: {len(found.unknown)} instances are not in {how.dataset} ({how.split}) and "
-            f"were left out: {names}"
+            f"warning: left out, since {how.dataset} ({how.split}) does not have them: "
+            f"{counted(len(found.unknown), 'instance')} ({names})"
         )
     if found.torn:
         state.note(f"warning: {output} ends with a torn line, which is no record")

@@ -133,7 +133,7 @@ def _how_to_go_on(run: Run, place: Place, config: Path) -> str:
 
 def _conclude(state: State, run: Run, place: Place, document: StatusDocument) -> None:
     """Raises JobFailed or JobCancelled, which carry the exit code."""
-    from spider_scaffold.report import summary
+    from spider_scaffold.report import counted, summary
     from spider_sdk.errors import JobCancelled, JobFailed
     from spider_sdk.jobs import JobStatus
 
@@ -160,8 +160,9 @@ def _conclude(state: State, run: Run, place: Place, document: StatusDocument) ->
     counts = summary(run.index).statuses
     undone = sum(runs for name, (runs, _, _) in counts.items() if not _is_done(name))
     if undone:
-        what = "1 run" if undone == 1 else f"{undone} runs"
-        state.say(f"{what} did not get to an end; run the same command again to retry")
+        state.say(
+            f"{counted(undone, 'run')} did not get to an end; run the same command again to retry"
+        )
 
 
 def _is_done(status: str) -> bool:

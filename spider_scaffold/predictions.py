@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spider_scaffold.report import counted
 from spider_sdk.cli.state import State
 from spider_sdk.errors import UsageError
 from spider_worker.evaluation.evaluate import with_report
@@ -47,9 +48,11 @@ def import_from(state: State, output: Path, report: Path, n: int) -> None:
 
     rewrite(output, change)
     if found.unknown:
-        state.note(f"warning: {len(found.unknown)} instances of the report are not in {output}")
+        state.note(
+            f"warning: not in {output}: {counted(len(found.unknown), 'instance')} of the report"
+        )
     if found.silent:
-        state.note(f"warning: the report says nothing of {len(found.silent)} instances")
+        state.note(f"warning: the report says nothing of {counted(len(found.silent), 'instance')}")
     if state.json:
         state.emit({"imported": sorted(found.reports)})
-    state.say(f"{len(found.reports)} verdicts were taken over from {report}")
+    state.say(f"taken over from {report}: {counted(len(found.reports), 'verdict')}")

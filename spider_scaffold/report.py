@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Summary", "dollars", "summary"]
+__all__ = ["Summary", "counted", "dollars", "summary"]
 
 import collections
 import dataclasses
@@ -64,11 +64,16 @@ def summary(index: Index) -> Summary:
     return Summary(statuses, *index.cost())
 
 
+def counted(number: int, word: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def dollars(cost: float | None, unpriced: int) -> str:
     """ "" where nothing is known."""
     if cost is None:
         return ""
-    more = f", and {unpriced} attempt{'' if unpriced == 1 else 's'} of unknown cost"
+    more = f", and {counted(unpriced, 'attempt')} of unknown cost"
     return f"${cost:.2f}" + (more if unpriced else "")
 
 

@@ -56,7 +56,7 @@ def test_an_output_file_is_judged_in_boxes(
     assert f"{two.instance_id}: not resolved: the patch does not apply" in out
     assert "2 judged: 1 resolved, 1 not\n" in out
     assert "finished      2       2         1" in out
-    assert f"1 instances are not in {dataset} (train) and were left out: x" in err
+    assert f"since {dataset} (train) does not have them: 1 instance (x)" in err
     assert list((output.parent / ".spider/gold-checks").iterdir())
 
     assert run(["evaluate", "--input", str(output), "--json"]) == 0

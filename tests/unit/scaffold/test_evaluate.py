@@ -58,9 +58,10 @@ def test_predictions_go_out_and_reports_come_in(
     capsys.readouterr()
     assert run(["evaluate", "--input", str(output), "--import", str(report)]) == 0
     out, err = capsys.readouterr()
-    assert "1 verdicts were taken over" in out
-    assert "2 instances of the report are not in" in err
-    assert "says nothing of 1 instances" in err
+    assert "taken over from" in out
+    assert ": 1 verdict\n" in out
+    assert "output.jsonl: 2 instances of the report" in err
+    assert "says nothing of 1 instance\n" in err
     found = {(one.instance_id, one.n, one.attempt): one.resolved for one in read(output)}
     assert found == {("a", 0, 1): None, ("a", 0, 2): True, ("b", 1, 1): None, ("c", 0, 1): None}
     arguments = ["evaluate", "--input", str(output), "--import", str(report), "--run", "1"]
