@@ -51,8 +51,8 @@ SPEED: Mapping[str, Any] = {
     "threads": 1,
 }
 
-#: What both sides are told in ``quality``: the demo's own job. What each side can be tuned by is its
-#: own: the best settings that were found for it with other seeds than those that count.
+#: What both sides are told in ``quality``: the demo's own job. What each side can be tuned by is
+#: its own: the best settings that were found for it with other seeds than those that count.
 QUALITY: Mapping[str, Any] = {
     **SPEED,
     "learning_rate": 3e-3,

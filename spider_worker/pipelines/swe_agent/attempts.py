@@ -188,6 +188,7 @@ class Attempts:
             usage = heard.metrics.get("accumulated_token_usage") or {}
             cost = heard.metrics.get("accumulated_cost") or None
             self.spent.now(cost, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+        self.spent.turns = heard.turns
         self._journal.spend(
             self.spent.attempt_cost, self.spent.attempt_prompt, self.spent.attempt_completion
         )
@@ -234,6 +235,7 @@ class Spent:
     attempt_cost: float | None = 0.0
     attempt_prompt: int = 0
     attempt_completion: int = 0
+    turns: int = 0  #: of the attempt under way
 
     def now(self, cost: float | None, prompt: int, completion: int) -> None:
         self.attempt_cost, self.attempt_prompt, self.attempt_completion = cost, prompt, completion

@@ -154,7 +154,13 @@ class SweAgentPipeline:
                 log_file=log_file,
                 report=lambda spent: ctx.progress(
                     _spending(spent),
-                    {"instance": task.instance_id, "attempt": attempts.number},
+                    {
+                        "instance": task.instance_id,
+                        "n": n,
+                        "attempt": attempts.number,
+                        "turns": spent.turns,
+                        "cost": spent.attempt_cost,
+                    },
                 ),
             )
             ctx.publish_journal()
