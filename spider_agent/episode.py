@@ -7,6 +7,7 @@ __all__ = ["run_episode"]
 import contextlib
 import json
 import logging
+import threading
 import time
 from typing import Any, Final
 
@@ -52,6 +53,8 @@ class _Episode:
         self._told: list[str] = []
         self._tools_told = False
         self._limit: ConversationErrorEvent | None = None
+        self._probe = threading.Thread(target=self._probe_shell, daemon=True)
+        self._probe_error: Exception | None = None
         settings = dict(request.llm)
         key = settings.pop("api_key", None)
         self._llm = LLM(**settings, api_key=SecretStr(key) if key else None, usage_id="agent")
@@ -83,7 +86,8 @@ class _Episode:
     def run(self) -> tuple[str, str | None]:
         """How it ended, and what went wrong (None: nothing)."""
         self._conversation.send_message(self._request.instruction)
-        self._probe_shell()
+        # While the model thinks about its first answer; no tool runs before it is done.
+        self._probe.start()
         self._out.say("ready")
         self._tell_messages()
         try:
@@ -106,6 +110,12 @@ class _Episode:
     def _probe_shell(self) -> None:
         """Have the shell answer before the model waits for it: one that is still reading its
         start-up files returns the first command early and empty."""
+        try:
+            self._wait_for_shell()
+        except Exception as error:  # noqa: BLE001 - the episode's, which is on another thread
+            self._probe_error = error
+
+    def _wait_for_shell(self) -> None:
         for number in range(_PROBES):
             # Worked out by the shell, so that the command as it was typed is no answer.
             action = TerminalAction(command=f"echo ready-$(({number} + 1))", timeout=_PROBE_SECONDS)
@@ -117,6 +127,10 @@ class _Episode:
 
     def _heard(self, event: Event) -> None:
         self._out.say("event", event=json.loads(event.model_dump_json()))
+        if isinstance(event, ActionEvent):
+            self._probe.join()
+            if self._probe_error is not None:
+                raise self._probe_error
         if isinstance(event, SystemPromptEvent) and not self._tools_told:
             self._tools_told = True
             tools = [tool.to_openai_tool(add_security_risk_prediction=True) for tool in event.tools]

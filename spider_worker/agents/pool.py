@@ -72,6 +72,8 @@ class AgentPool:
         self._number = 0
         self._ready: asyncio.Future[None] | None = None
         self._log: Path | None = None
+        self._starting = asyncio.Lock()
+        self._closed = False
 
     @property
     def confined(self) -> bool:
@@ -92,6 +94,7 @@ class AgentPool:
         """Start the process and wait until it has imported everything. Raises EngineUnavailable
         with what it said where it does not come up."""
         loop = asyncio.get_running_loop()
+        self._closed = False
         self._ready = loop.create_future()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log = self._folder / "zygote.log"
@@ -122,7 +125,7 @@ class AgentPool:
             async with asyncio.timeout(_START_SECONDS):
                 await asyncio.shield(self._ready)
         except (TimeoutError, PoolGone) as error:
-            await self.close()
+            await self._end()
             said = self._log.read_text(errors="replace").strip()[-2000:]
             raise EngineUnavailable(
                 f"the agent's interpreter {self._python} does not come up: "
@@ -160,17 +163,17 @@ class AgentPool:
 
     async def close(self) -> None:
         """End the process and every episode with it. Idempotent."""
-        control, self._control = self._control, None
-        if control is not None:
-            asyncio.get_running_loop().remove_reader(control.fileno())
-            control.close()
+        self._closed = True
+        await self._end()
+        await asyncio.to_thread(shutil.rmtree, self.sockets, ignore_errors=True)
+
+    async def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM if self._boxes is None else signal.SIGKILL)
             await asyncio.to_thread(process.wait)
-        await asyncio.to_thread(shutil.rmtree, self.sockets, ignore_errors=True)
-        self._lose()
+        self._forget()
 
     async def fork(
         self,
@@ -180,7 +183,23 @@ class AgentPool:
         proxy: str | None = None,
     ) -> Child:
         """Start an episode's process (see ``spider_agent.zygote``); the descriptors stay the
-        caller's to close. Raises PoolGone, and WorkspaceError where none could be forked."""
+        caller's to close. A process that was lost (killed for its memory, say) is started again
+        first. Raises PoolGone, and WorkspaceError where none could be forked."""
+        try:
+            return await self._fork(plan, descriptors, proxy)
+        except PoolGone:
+            # It died before it could say that it had started one: nothing of that is alive.
+            if self._closed:
+                raise
+            return await self._fork(plan, descriptors, proxy)
+
+    async def _fork(
+        self, plan: Mapping[str, Any] | None, descriptors: Sequence[int], proxy: str | None
+    ) -> Child:
+        async with self._starting:
+            if self._control is None and not self._closed:
+                await self._end()
+                await self.start()
         self._number += 1
         child = Child(self, self._number)
         self._children[child.number] = child
@@ -199,7 +218,7 @@ class AgentPool:
         try:
             self._control.sendmsg([json.dumps(message).encode()], ancillary)
         except OSError as error:
-            self._lose()
+            self._forget()
             raise PoolGone from error
 
     def _receive(self) -> None:
@@ -213,8 +232,7 @@ class AgentPool:
             except OSError:
                 data = b""
             if not data:
-                asyncio.get_running_loop().remove_reader(self._control.fileno())
-                self._lose()
+                self._forget()
                 return
             self._heard(json.loads(data))
 
@@ -234,6 +252,14 @@ class AgentPool:
             case "ended":
                 del self._children[child.number]
                 child.ended.set_result(os.waitstatus_to_exitcode(message["status"]))
+
+    def _forget(self) -> None:
+        """The process is not there any more."""
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control.fileno())
+            self._control.close()
+            self._control = None
+        self._lose()
 
     def _lose(self) -> None:
         """Nobody will hear of what is not known by now."""
