@@ -144,7 +144,7 @@ def start(jobs: Jobs, size: Size) -> list[Figure]:
         ran = jobs.run(rows, url, workers=1)
     ready = [one.start for one in ran.instances]
     events = [one.event for one in ran.instances]
-    name = f"agents, start in the warm pool until the shell answers: median of {size.starts}, s"
+    name = f"agents, start in the warm pool until the model is asked: median of {size.starts}, s"
     return [
         Figure(name, statistics.median(ready), 1.0, at_least=False,
                detail={"ready": ready, "first_event": events}),
