@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 class Plan:
     """``tree`` is shown at ``path``, and of ``boxes``, the folder with all trees, nothing else is
     seen. ``home`` and ``/tmp`` are empty and in memory, of ``tmp_bytes`` each. ``network`` leaves
-    the worker's own network; else there is a loopback alone."""
+    the worker's own network; else there is a loopback alone. ``kept`` are folders under ``/tmp``
+    that are seen there all the same (an interpreter's); ``aside`` an empty one to keep them in."""
 
     tree: str
     path: str
@@ -50,6 +52,8 @@ class Plan:
     home: str
     network: bool = False
     tmp_bytes: int = 4 << 30
+    kept: Sequence[str] = ()
+    aside: str = ""
 
 
 def enter(plan: Plan) -> None:
@@ -72,8 +76,15 @@ def furnish(plan: Plan) -> None:
     _mount(plan.tree, plan.path, None, _BIND | _REC)
     _mount("tmpfs", plan.boxes, "tmpfs", _NOSUID | _NODEV, "mode=755,size=4k,ro")
     size = f"mode=1777,size={plan.tmp_bytes}"
+    if plan.kept:
+        _mount("/tmp", plan.aside, None, _BIND | _REC)  # noqa: S108 - the outer one's
     for place in ("/tmp", plan.home):  # noqa: S108 - the episode's own
         _mount("tmpfs", place, "tmpfs", _NOSUID | _NODEV, size)
+    for folder in plan.kept:
+        os.makedirs(folder, exist_ok=True)
+        _mount(plan.aside + folder.removeprefix("/tmp"), folder, None, _BIND | _REC)  # noqa: S108
+    if plan.kept:
+        _mount("tmpfs", plan.aside, "tmpfs", _NOSUID | _NODEV, "mode=755,size=4k,ro")
     _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
     # In a further user namespace a process would have capabilities again.
     Path("/proc/sys/user/max_user_namespaces").write_text("0")

@@ -30,6 +30,7 @@ _QUIET: Final = {"OPENHANDS_SUPPRESS_BANNER": "1", "LITELLM_LOCAL_MODEL_COST_MAP
 #: Places in the box that nothing else is mounted over.
 _LIBRARY: Final = "/run/spider/lib"
 _SOCKETS: Final = "/run/spider/sockets"
+_ASIDE: Final = "/run/spider/aside"
 _TMP: Final = "/tmp"  # noqa: S108 - the box's
 
 
@@ -72,6 +73,7 @@ class AgentPool:
         self._number = 0
         self._ready: asyncio.Future[None] | None = None
         self._log: Path | None = None
+        self._kept: list[str] = []
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -142,20 +144,21 @@ class AgentPool:
             home.mkdir(exist_ok=True)
             return inside, env | {"HOME": str(home), "TMUX_TMPDIR": str(home)}
         self._boxes.mkdir(parents=True, exist_ok=True)
-        names = self._folder / "names"
+        names, aside = self._folder / "names", self._folder / "aside"
         names.mkdir(exist_ok=True)
+        aside.mkdir(exist_ok=True)
         for name, text in _names().items():
             (names / name).write_text(text)
         roots = {*interpreter_roots(self._python), *interpreter_roots(self._shell_python)}
-        if hidden := [root for root in roots if Path(root).is_relative_to(_TMP)]:
-            raise EngineUnavailable(
-                f"the interpreter in {hidden[0]} would not be seen by an agent, whose {_TMP} is "
-                "its own: make its environment elsewhere"
-            )
+        self._kept = sorted(root for root in roots if Path(root).is_relative_to(_TMP))
         prefix = bwrap_arguments(
             names,
             roots=sorted(roots),
-            read_only=[(str(ours), _LIBRARY), (str(self.sockets), _SOCKETS)],
+            read_only=[
+                (str(ours), _LIBRARY),
+                (str(self.sockets), _SOCKETS),
+                (str(aside), _ASIDE),
+            ],
             boxes=self._boxes,
         )
         prefix[0] = shutil.which("bwrap") or prefix[0]
@@ -203,6 +206,8 @@ class AgentPool:
         self._number += 1
         child = Child(self, self._number)
         self._children[child.number] = child
+        if plan is not None:
+            plan = {**plan, "kept": self._kept, "aside": _ASIDE}
         message = {"op": "start", "id": child.number, "plan": plan, "proxy": proxy}
         self.send(message, descriptors)
         await child.started

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 
 from spider_worker.agents.episode import Heard
 from spider_worker.agents.pids import can_bound, pids_group
+from spider_worker.agents.pool import AgentPool
 from tests.contract.agents.conftest import PRICE, Stage
 
 
@@ -246,3 +251,28 @@ def test_a_lost_pool_is_started_again(stage: Stage) -> None:
     process.kill()
     process.wait()
     assert stage.play([{"text": "Still here."}]).status == "finished"
+
+
+def test_interpreters_under_tmp_are_seen_there(
+    run: Any, python: str, root: Path, tmp_path: Path
+) -> None:
+    """Where the project lies there, say: an agent's own ``/tmp`` must not hide them."""
+    if shutil.which("bwrap") is None:
+        pytest.skip("no bubblewrap (make system installs it)")
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pool = AgentPool(
+        python, folder=tmp_path, boxes=root / "boxes", shell_python=f"{folder}/bin/python"
+    )
+    run(pool.start())
+    try:
+        stage = Stage(pool, run, root, tmp_path)
+        heard = stage.play([shell("which python; python -c 'print(6 * 7)'; ls /tmp; touch /tmp/x")])
+    finally:
+        run(pool.close())
+        shutil.rmtree(folder)
+    said = observations(heard)[0]
+    assert f"{folder}/bin/python" in said
+    assert "42" in said
+    assert "touch: " not in said
+    assert "spider-agents-" not in said
