@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from spider_sdk.errors import WorkspaceError
 from spider_worker.agents.episode import Heard, Listener, run_episode
-from spider_worker.agents.interpreter import library
+from spider_worker.agents.hosts import ModelHost
+from spider_worker.agents.interpreter import QUIET, library
 from spider_worker.agents.proxy import LlmProxy, Ticket
 from spider_worker.workspaces.base import Box
 from spider_worker.workspaces.docker import DockerBox
@@ -29,11 +30,7 @@ _SOCKETS: Final = "/run/spider/sockets"
 _BOOT: Final = (
     f"import sys; sys.path.insert(0, {_LIBRARY!r}); from spider_agent.__main__ import main; main()"
 )
-_QUIET: Final = {
-    "OPENHANDS_SUPPRESS_BANNER": "1",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "HOME": "/tmp/.agent-home",  # noqa: S108 - the container's
-}
+_ENVIRONMENT: Final = {**QUIET, "HOME": "/tmp/.agent-home"}  # noqa: S108 - the container's
 
 
 def container_mounts(python: str, folder: Path, sockets: Path) -> list[tuple[str, str]]:
@@ -63,19 +60,13 @@ class _Exec:
             self._process.kill()
 
 
-class ContainerHost:
-    """Episodes in the containers of a workspace whose ``mounts`` are ``container_mounts``'s. See
-    ``WarmHost`` for the rest; nothing is warm here, an agent's start takes its imports' time."""
+class ContainerHost(ModelHost):
+    """Episodes in the containers of a workspace whose ``mounts`` are ``container_mounts``'s.
+    Nothing is warm here: an agent's start takes its imports' time."""
 
     def __init__(self, python: str, llm: Mapping[str, Any], *, proxy: LlmProxy | None) -> None:
+        super().__init__(llm, proxy=proxy)
         self._python = python
-        self._llm = dict(llm)
-        self._proxy = proxy
-
-    def ticket(self, *, max_calls: int | None, max_cost: float | None) -> Ticket | None:
-        if self._proxy is None:
-            return None
-        return self._proxy.issue(max_calls=max_calls, max_cost=max_cost)
 
     async def run(
         self,
@@ -89,7 +80,6 @@ class ContainerHost:
         stop: Callable[[], Awaitable[None]],
     ) -> Heard:
         assert isinstance(box, DockerBox)
-        llm = self._llm | ({"api_key": ticket.key} if ticket is not None else {})
         command = [self._python, "-I", "-c", _BOOT]
         if self._proxy is not None:
             command.append(f"{_SOCKETS}/{self._proxy.socket.name}")
@@ -99,7 +89,7 @@ class ContainerHost:
             try:
                 process = await asyncio.to_thread(
                     subprocess.Popen,
-                    box.arguments(command, env=_QUIET),
+                    box.arguments(command, env=_ENVIRONMENT),
                     stdin=source,
                     stdout=lines,
                     stderr=printed,
@@ -110,7 +100,7 @@ class ContainerHost:
             return _Exec(process, box)
 
         state = "/tmp/.agent-state"  # noqa: S108 - the container's
-        try:
+        with self._access(ticket) as llm:
             return await run_episode(
                 start,
                 {**request, "path": box.path, "state": state, "llm": llm},
@@ -119,10 +109,3 @@ class ContainerHost:
                 listener=listener,
                 stop=stop,
             )
-        finally:
-            if self._proxy is not None and ticket is not None:
-                self._proxy.revoke(ticket)
-
-    async def close(self) -> None:
-        if self._proxy is not None:
-            await self._proxy.close()

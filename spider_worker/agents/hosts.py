@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["WarmHost"]
+__all__ = ["ModelHost", "WarmHost"]
 
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,22 +23,44 @@ _NUMBERS: Final = itertools.count()
 PIDS: Final = 1024
 
 
-class WarmHost:
-    """Episodes of ``pool``. ``llm`` are arguments of the SDK's ``LLM``, the same for all; with a
-    ``proxy`` its address takes the place of the model's, and a ticket that of the key."""
+class ModelHost:
+    """The way of a job's agents to their model. ``llm`` are arguments of the SDK's ``LLM``, the
+    same for all; with a ``proxy`` its address takes the place of the model's, and a ticket that of
+    the key."""
 
-    def __init__(
-        self, pool: AgentPool, llm: Mapping[str, Any], *, proxy: LlmProxy | None, boxes: Path
-    ) -> None:
-        self._pool = pool
+    def __init__(self, llm: Mapping[str, Any], *, proxy: LlmProxy | None) -> None:
         self._llm = dict(llm)
         self._proxy = proxy
-        self._boxes = boxes
 
     def ticket(self, *, max_calls: int | None, max_cost: float | None) -> Ticket | None:
         if self._proxy is None:
             return None
         return self._proxy.issue(max_calls=max_calls, max_cost=max_cost)
+
+    @contextlib.contextmanager
+    def _access(self, ticket: Ticket | None) -> Iterator[dict[str, Any]]:
+        """The arguments of one episode's ``LLM``; its ticket is worth nothing afterwards."""
+        try:
+            yield self._llm | ({"api_key": ticket.key} if ticket is not None else {})
+        finally:
+            if self._proxy is not None and ticket is not None:
+                self._proxy.revoke(ticket)
+
+    async def close(self) -> None:
+        """End the job's part; a pool is another's to close."""
+        if self._proxy is not None:
+            await self._proxy.close()
+
+
+class WarmHost(ModelHost):
+    """Episodes of ``pool``, whose trees lie under ``boxes``."""
+
+    def __init__(
+        self, pool: AgentPool, llm: Mapping[str, Any], *, proxy: LlmProxy | None, boxes: Path
+    ) -> None:
+        super().__init__(llm, proxy=proxy)
+        self._pool = pool
+        self._boxes = boxes
 
     async def run(
         self,
@@ -51,40 +73,31 @@ class WarmHost:
         listener: Listener,
         stop: Callable[[], Awaitable[None]],
     ) -> Heard:
-        llm = self._llm | ({"api_key": ticket.key} if ticket is not None else {})
-        try:
-            with contextlib.ExitStack() as stack:
-                state = "/tmp/.agent-state"  # noqa: S108 - the box's own
-                plan = None
-                if self._pool.confined:
-                    assert isinstance(box, BwrapBox)
-                    plan = {
-                        "tree": str(box.folder / "tree"),
-                        "path": TREE,
-                        "boxes": str(self._boxes),
-                        "home": HOME,
-                        "network": self._proxy is None,
-                    }
-                else:
-                    state = stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-state-"))
-                cgroup = stack.enter_context(pids_group(f"agent-{next(_NUMBERS)}", PIDS))
-                proxy = None
-                if self._proxy is not None:
-                    proxy = self._pool.socket_path(self._proxy.socket.name)
-                return await run_episode(
-                    lambda descriptors: self._pool.fork(plan, descriptors, proxy=proxy),
-                    {**request, "path": box.path, "state": state, "llm": llm},
-                    log=log,
-                    timeout=timeout,
-                    cgroup=cgroup,
-                    listener=listener,
-                    stop=stop,
-                )
-        finally:
-            if self._proxy is not None and ticket is not None:
-                self._proxy.revoke(ticket)
-
-    async def close(self) -> None:
-        """End the job's part; the pool is another's to close."""
-        if self._proxy is not None:
-            await self._proxy.close()
+        with contextlib.ExitStack() as stack:
+            llm = stack.enter_context(self._access(ticket))
+            state = "/tmp/.agent-state"  # noqa: S108 - the box's own
+            plan = None
+            if self._pool.confined:
+                assert isinstance(box, BwrapBox)
+                plan = {
+                    "tree": str(box.folder / "tree"),
+                    "path": TREE,
+                    "boxes": str(self._boxes),
+                    "home": HOME,
+                    "network": self._proxy is None,
+                }
+            else:
+                state = stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-state-"))
+            cgroup = stack.enter_context(pids_group(f"agent-{next(_NUMBERS)}", PIDS))
+            proxy = None
+            if self._proxy is not None:
+                proxy = self._pool.socket_path(self._proxy.socket.name)
+            return await run_episode(
+                lambda descriptors: self._pool.fork(plan, descriptors, proxy=proxy),
+                {**request, "path": box.path, "state": state, "llm": llm},
+                log=log,
+                timeout=timeout,
+                cgroup=cgroup,
+                listener=listener,
+                stop=stop,
+            )

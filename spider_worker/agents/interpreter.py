@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["agent_python", "ask_model", "library"]
+__all__ = ["HELP", "QUIET", "agent_python", "ask_model", "library"]
 
 import asyncio
 import importlib.resources
@@ -16,6 +16,8 @@ from typing import Any, Final
 from spider_sdk.errors import EngineUnavailable
 
 HELP: Final = "`make agent` makes an environment for it; SPIDER_AGENT_PYTHON names another"
+#: What the SDK and what it uses read: no banner, and no prices from the network.
+QUIET: Final = {"OPENHANDS_SUPPRESS_BANNER": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 _ASK_SECONDS: Final = 180.0
 _ASK: Final = (
     "import sys; sys.path.insert(0, {library!r}); from spider_agent.models import main; main()"
@@ -57,7 +59,7 @@ async def ask_model(python: str, name: str, base_url: str | None) -> dict[str, A
         code = _ASK.format(library=str(library(Path(folder))))
         process = await asyncio.create_subprocess_exec(
             python, "-I", "-c", code, name, *([base_url] if base_url else []),
-            env={"PATH": os.defpath, "HOME": folder, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+            env={"PATH": os.defpath, "HOME": folder, **QUIET},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
-from spider_worker.agents.interpreter import HELP, library
-from spider_worker.workspaces.bwrap import HOME, bwrap_arguments, bwrap_environment
+from spider_worker.agents.interpreter import HELP, QUIET, library
+from spider_worker.workspaces.bwrap import (
+    HOME,
+    bwrap_arguments,
+    bwrap_environment,
+    write_names,
+)
 from spider_worker.workspaces.interpreter import interpreter_roots
 
 _START_SECONDS: Final = 180.0
 _PACKET: Final = 1 << 16
-#: What the SDK and what it uses read: no banner, and no prices from the network.
-_QUIET: Final = {"OPENHANDS_SUPPRESS_BANNER": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 #: Places in the box that nothing else is mounted over.
 _LIBRARY: Final = "/run/spider/lib"
 _SOCKETS: Final = "/run/spider/sockets"
@@ -138,7 +141,7 @@ class AgentPool:
         ours = library(self._folder / "lib")
         shown = str(ours) if self._boxes is None else _LIBRARY
         inside = [self._python, "-I", "-c", _BOOT.format(library=shown), str(descriptor)]
-        env = bwrap_environment(self._shell_python) | _QUIET
+        env = bwrap_environment(self._shell_python) | QUIET
         if self._boxes is None:
             home = self._folder / "home"
             home.mkdir(exist_ok=True)
@@ -147,8 +150,7 @@ class AgentPool:
         names, aside = self._folder / "names", self._folder / "aside"
         names.mkdir(exist_ok=True)
         aside.mkdir(exist_ok=True)
-        for name, text in _names().items():
-            (names / name).write_text(text)
+        write_names(names)
         roots = {*interpreter_roots(self._python), *interpreter_roots(self._shell_python)}
         self._kept = sorted(root for root in roots if Path(root).is_relative_to(_TMP))
         prefix = bwrap_arguments(
@@ -283,11 +285,3 @@ _BOOT: Final = (
     "sys.argv = ['spider_agent', sys.argv[1]]; "
     "from spider_agent.zygote import main; main()"
 )
-
-
-def _names() -> dict[str, str]:
-    """The files that tell the box's only user its name."""
-    return {
-        "passwd": f"root:x:0:0:root:/root:/bin/bash\nagent:x:1000:1000::{HOME}:/bin/bash\n",
-        "group": "root:x:0:\nagent:x:1000:\n",
-    }

@@ -21,16 +21,12 @@ import sys
 from pathlib import Path
 
 from spider_sdk.errors import NotSupported, SandboxError
+from spider_worker.confinement import KERNEL_PATHS, disables_userns, interpreter_roots
 
 MODES = ("auto", "bwrap", "namespaces", "process")
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 _ETC = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives")
-#: The kernel lets root's own user write to these without any capability, and the worker may be
-#: root: ``core_pattern`` alone would be a way out.
-_KERNEL = (
-    "/proc/sys", "/proc/fs", "/proc/scsi", "/proc/acpi", "/proc/mtrr", "/proc/sysrq-trigger",
-)  # fmt: skip
 _TMP_BYTES = 1 << 30
 _PROBE_SECONDS = 20.0
 
@@ -58,27 +54,10 @@ class Launcher:
 @functools.cache
 def inspect_interpreter(executable: str) -> Interpreter:
     """Ask an interpreter where it lives. Raises SandboxError where it does not run."""
-    question = "import sys, json; print(json.dumps([sys.prefix, sys.base_prefix]))"
     try:
-        answer = subprocess.run(  # noqa: S603
-            [executable, "-I", "-c", question],
-            capture_output=True, check=True, env={}, timeout=_PROBE_SECONDS,
-        )  # fmt: skip
+        return Interpreter(executable, interpreter_roots(executable))
     except (OSError, subprocess.SubprocessError) as error:
         raise SandboxError(f"the interpreter {executable} does not run: {error}") from error
-    prefixes = [prefix for prefix in json.loads(answer.stdout) if prefix != "/"]
-    roots = dict.fromkeys(prefixes)
-    # A virtual environment's python is a chain of links; each of them has to be there.
-    link = Path(executable)
-    for _ in range(20):
-        if not any(link.is_relative_to(root) for root in roots):
-            roots[str(link)] = None
-        if not link.is_symlink():
-            break
-        link = link.parent / link.readlink()
-    # The prefix may itself be reached over a link (…/cpython-3.12 -> …/cpython-3.12.4).
-    roots.update(dict.fromkeys(os.path.realpath(prefix) for prefix in prefixes))
-    return Interpreter(executable, tuple(roots))
 
 
 @functools.cache
@@ -151,29 +130,16 @@ def _bwrap(interpreter: Interpreter) -> tuple[str, ...]:
         "--size", str(_TMP_BYTES), "--tmpfs", "/tmp",  # noqa: S108 - the sandbox's own
         "--proc", "/proc", "--dev", "/dev",
     ]  # fmt: skip
-    for path in _KERNEL:
+    for path in KERNEL_PATHS:
         if os.path.exists(path):
             prefix += ["--ro-bind", path, path]
-    if _disables_userns(bwrap):
+    if disables_userns(bwrap):
         prefix.append("--disable-userns")
     for target, link in _system_paths()[0]:
         prefix += ["--symlink", target, link]
     for path in _visible(interpreter):
         prefix += ["--ro-bind", path, path]
     return (*prefix, "--remount-ro", "/", "--chdir", "/tmp", "--")  # noqa: S108
-
-
-@functools.cache
-def _disables_userns(bwrap: str) -> bool:
-    """Whether this bubblewrap can forbid further user namespaces (from 0.8 on), in which a process
-    would have capabilities again."""
-    try:
-        said = subprocess.run(  # noqa: S603
-            [bwrap, "--help"], capture_output=True, timeout=_PROBE_SECONDS
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return b"--disable-userns" in said.stdout + said.stderr
 
 
 def _namespaces(interpreter: Interpreter) -> tuple[str, ...]:
@@ -183,7 +149,7 @@ def _namespaces(interpreter: Interpreter) -> tuple[str, ...]:
         # Sources are resolved here: an absolute link would lead elsewhere from the new root.
         "paths": [(os.path.realpath(path), path) for path in _visible(interpreter)],
         "tmp_bytes": _TMP_BYTES,
-        "kernel": [path for path in _KERNEL if os.path.exists(path)],
+        "kernel": [path for path in KERNEL_PATHS if os.path.exists(path)],
     }
     return (sys.executable, "-I", "-S", "-B", "-c", text, json.dumps(layout), "--")
 

@@ -24,10 +24,8 @@ __all__ = [
 
 import asyncio
 import contextlib
-import functools
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -35,6 +33,7 @@ from pathlib import Path
 from typing import Final
 
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
+from spider_worker.confinement import KERNEL_PATHS, disables_userns
 from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.base import READ_BYTES, Finished
 from spider_worker.workspaces.interpreter import interpreter_roots
@@ -53,11 +52,6 @@ _ETC: Final = (
     "/etc/localtime", "/etc/mime.types", "/etc/magic", "/etc/ssl/certs", "/etc/ssl/openssl.cnf",
     "/etc/terminfo", "/etc/inputrc", "/etc/debian_version", "/etc/os-release",
     "/etc/protocols", "/etc/services",
-)  # fmt: skip
-#: The kernel lets root's own user write to these without any capability, and the worker may be
-#: root: ``core_pattern`` alone would be a way out of the box.
-_KERNEL: Final = (
-    "/proc/sys", "/proc/fs", "/proc/scsi", "/proc/acpi", "/proc/mtrr", "/proc/sysrq-trigger",
 )  # fmt: skip
 _NETWORK: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf")
 _USER: Final = "1000"
@@ -110,10 +104,10 @@ def bwrap_arguments(
         arguments += ["--bind", "/proc", "/proc"]
     else:
         arguments += ["--unshare-pid", "--proc", "/proc"]
-        for name in _KERNEL:
+        for name in KERNEL_PATHS:
             if os.path.exists(name):
                 arguments += ["--ro-bind", name, name]
-        if _disables_userns():
+        if disables_userns("bwrap"):
             # Without one of its own nobody in the box gets at what the kernel checks there.
             arguments.append("--disable-userns")
     if not (network or boxes):
@@ -143,14 +137,10 @@ def bwrap_arguments(
     return [*arguments, "--remount-ro", "/", "--chdir", TREE, "--"]
 
 
-@functools.cache
-def _disables_userns() -> bool:
-    """Whether this bubblewrap can forbid further user namespaces (from 0.8 on)."""
-    try:
-        said = subprocess.run(["bwrap", "--help"], capture_output=True, timeout=_PROBE_SECONDS)  # noqa: S607
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return b"--disable-userns" in said.stdout + said.stderr
+def write_names(folder: Path) -> None:
+    """Put into a box's folder the files that are shown in place of the host's."""
+    for name, text in _NAMES.items():
+        (folder / name).write_text(text)
 
 
 def bwrap_environment(python: str) -> dict[str, str]:
@@ -276,6 +266,5 @@ class BwrapWorkspace:
         self._root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="box-", dir=self._root))
         (folder / "vault").mkdir()
-        for name, text in _NAMES.items():
-            (folder / name).write_text(text)
+        write_names(folder)
         return folder
