@@ -1,8 +1,8 @@
 """Boxes that are folders of this host and nothing more: for tests that are trusted.
 
 A command may do whatever the worker's user may: read its files, use its network, see and end
-other processes. What it starts is ended with it all the same (``supervisor``), unless it ends its
-supervisor first. That is no place for an agent whose model nobody answers for, so whoever wants it
+other processes. What it starts is ended with it all the same (``warden``), unless it ends its
+warden first. That is no place for an agent whose model nobody answers for, so whoever wants it
 says so twice: ``workspace: local`` in the job, and an operator who allows it.
 """
 

@@ -6,16 +6,16 @@ __all__ = ["OUTPUT_BYTES", "Output", "run_command"]
 
 import asyncio
 import contextlib
+import json
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from spider_sdk.errors import WorkspaceError
 from spider_worker.workspaces.base import Finished
-from spider_worker.workspaces.supervisor import SCRIPT
+from spider_worker.workspaces.spawner import spawner
 
 #: Bytes of output that are kept; of more, the first and the last half.
 OUTPUT_BYTES: Final = 2 << 20
@@ -53,6 +53,33 @@ class Output:
             self.cut = True
 
 
+class _Pipe:
+    """A pipe that the event loop reads: ``take`` is called with what comes, ``ended`` is resolved
+    at its end."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._take = take
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._read, self.write = os.pipe()
+
+    def __enter__(self) -> Self:
+        self._loop.add_reader(self._read, self._readable)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._read)
+        os.close(self._read)
+
+    def _readable(self) -> None:
+        if data := os.read(self._read, _READ):
+            self._take(data)
+            return
+        self._loop.remove_reader(self._read)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
 async def run_command(
     command: Sequence[str],
     *,
@@ -64,107 +91,82 @@ async def run_command(
     stdout: Path | None = None,
     output_bytes: int = OUTPUT_BYTES,
 ) -> Finished:
-    """Run ``command`` with exactly ``env``. ``timeout`` is in seconds, counted from the start of
-    the process. With ``stdout`` its standard output goes to that file, and what is kept is its
-    standard error. When this returns, raises or is cancelled, every process below has ended.
+    """Run ``command`` with exactly ``env``. ``timeout`` is in seconds. With ``stdout`` its standard
+    output goes to that file, and what is kept is its standard error. When this returns, raises or
+    is cancelled, every process below has ended.
 
-    Raises WorkspaceError where the command cannot be started.
+    Raises WorkspaceError where the command cannot be started, or nobody can say how it ended.
     """
-    control_read, control = os.pipe()
-    report, report_write = os.pipe()
-    began = time.monotonic()
-    inherited = (control_read, report_write, *pass_fds)
-    pipe = asyncio.subprocess.PIPE
-    file = None
-    try:
-        file = None if stdout is None else os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", str(SCRIPT), str(control_read), str(report_write), *command,
-            stdin=pipe,
-            stdout=pipe if file is None else file,
-            stderr=asyncio.subprocess.STDOUT if file is None else pipe,
-            env=dict(env),
-            cwd=cwd,
-            pass_fds=inherited,
-            start_new_session=True,
-        )  # fmt: skip
-    except BaseException as error:
-        os.close(control)
-        os.close(report)
-        if isinstance(error, OSError | ValueError):
-            raise WorkspaceError(f"{command[0]} could not be started: {error}") from error
-        raise
-    finally:
-        if file is not None:
-            os.close(file)
-        os.close(control_read)
-        os.close(report_write)
-    output = Output(output_bytes)
-    exchange = asyncio.create_task(_exchange(process, stdin, output))
+    output, report = Output(output_bytes), bytearray()
     timed_out = False
-    try:
+    with _Pipe(output.add) as said, _Pipe(report.extend) as reported:
+        watched, control = os.pipe()
+        began = time.monotonic()
+        try:
+            with contextlib.ExitStack() as copies:
+                for descriptor in (said.write, reported.write, watched):
+                    copies.callback(os.close, descriptor)
+                source = os.memfd_create("stdin")
+                copies.callback(os.close, source)
+                file = said.write
+                if stdout is not None:
+                    file = os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                    copies.callback(os.close, file)
+                os.write(source, stdin)
+                os.lseek(source, 0, os.SEEK_SET)
+                spawner().spawn(
+                    command,
+                    env=env,
+                    cwd=cwd,
+                    streams=(source, file, said.write),
+                    watched=watched,
+                    report=reported.write,
+                    pass_fds=pass_fds,
+                )
+        except (OSError, ValueError) as error:
+            os.close(control)
+            raise WorkspaceError(f"{command[0]} could not be started: {error}") from error
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.shield(exchange)
+                await asyncio.shield(reported.ended)
         except TimeoutError:
             timed_out = True
-    finally:
-        # Closing it is the order to kill; where the command has ended nobody listens any more.
-        os.close(control)
-        why = await _settle(process, exchange, report)
-    seconds = time.monotonic() - began
-    if why:
-        raise WorkspaceError(f"the command could not be started: {why}")
-    code = None if timed_out else process.returncode
+        finally:
+            # Closing it is the order to kill; where the command has ended nobody listens any more.
+            os.close(control)
+            await _settle(reported, said, report)
+        seconds = time.monotonic() - began
+    found = json.loads(report)
+    if "error" in found:
+        raise WorkspaceError(f"the command could not be started: {found['error']}")
+    code = None if timed_out else found["status"]
     return Finished(code=code, output=output.value(), seconds=seconds, cut=output.cut)
 
 
-async def _exchange(process: asyncio.subprocess.Process, stdin: bytes, output: Output) -> None:
-    async def write() -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(ConnectionError):  # it need not read what it is given
-            process.stdin.write(stdin)
-            await process.stdin.drain()
-        process.stdin.close()
-        with contextlib.suppress(ConnectionError):
-            await process.stdin.wait_closed()
-
-    async def read() -> None:
-        stream = process.stdout or process.stderr
-        assert stream is not None
-        while data := await stream.read(_READ):
-            output.add(data)
-
-    await asyncio.gather(write(), read(), process.wait())
-
-
-async def _settle(
-    process: asyncio.subprocess.Process, exchange: asyncio.Task[None], report: int
-) -> str:
-    """Wait for the end of everything, also while being cancelled; why it could not be started."""
-    waiting = asyncio.create_task(_ended(process, exchange))
+async def _settle(reported: _Pipe, said: _Pipe, report: bytearray) -> None:
+    """Wait for the end of everything, also while being cancelled."""
+    waiting = asyncio.create_task(_ended(reported, said, report))
     cancelled: asyncio.CancelledError | None = None
-    try:
-        while not waiting.done():
-            try:
-                await asyncio.shield(waiting)
-            except asyncio.CancelledError as error:
-                # The processes are being killed: leaving now would leave some of them behind.
-                cancelled = error
-        waiting.result()
-        said = os.read(report, _READ)
-    finally:
-        os.close(report)
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError as error:
+            # The processes are being killed: leaving now would leave some of them behind.
+            cancelled = error
+        except WorkspaceError:
+            break
+    waiting.result()
     if cancelled is not None:
         raise cancelled
-    return said.decode(errors="replace")
 
 
-async def _ended(process: asyncio.subprocess.Process, exchange: asyncio.Task[None]) -> None:
+async def _ended(reported: _Pipe, said: _Pipe, report: bytearray) -> None:
     try:
         async with asyncio.timeout(_PATIENCE):
-            await exchange
+            await asyncio.shield(reported.ended)
+            if not report:
+                # Whoever is left of it may have hold of its output.
+                raise WorkspaceError("the process that watches over a command was killed")
+            await asyncio.shield(said.ended)
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
         raise WorkspaceError("processes of a command that was to be killed do not end") from None

@@ -138,7 +138,7 @@ def test_cancelling_kills_before_it_returns(kind: str, times: int, tmp_path: Pat
 
 @kinds
 def test_what_a_dead_worker_had_started_ends(kind: str, tmp_path: Path) -> None:
-    """The worker is killed, so nothing of it can clean up: the supervisor has to."""
+    """The worker is killed, so nothing of it can clean up: the warden has to."""
     bare_task(tmp_path / "origin")
     marker = uuid.uuid4().hex
     worker = f"""
