@@ -15,11 +15,12 @@ there is a plan, the first process of a namespace; and the agent.
 
 from __future__ import annotations
 
-__all__ = ["main"]
+__all__ = ["LATER", "import_later", "main"]
 
 import array
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -34,6 +35,14 @@ from spider_agent import confine
 from spider_agent.forward import forward
 from spider_agent.lines import LineWriter, read_request
 
+LATER: Final = (
+    "openai.resources", "openai.lib.streaming.chat", "httpcore", "h11", "jiter", "stringprep",
+    "litellm.responses.mcp.chat_completions_handler", "litellm._service_logger",
+    "litellm.litellm_core_utils.llm_request_utils",
+    "litellm.llms.litellm_proxy.chat.transformation",
+    "litellm.llms.openai.chat.gpt_audio_transformation", "litellm.llms.openai_like.dynamic_config",
+    "litellm.llms.vertex_ai.vertex_ai_partner_models.anthropic.transformation",
+)  # fmt: skip
 _PACKET: Final = 1 << 16
 
 
@@ -201,10 +210,19 @@ def _agent(proxy: str | None, descriptors: list[int]) -> None:
     sys.stdout.flush()
 
 
+def import_later() -> None:
+    """Import what the SDK's libraries put off until the first call of a model, which in a fork is
+    every episode's first: half of the processor's time that one of ten turns takes."""
+    for name in LATER:
+        with contextlib.suppress(ModuleNotFoundError):  # in other versions; it is imported later
+            importlib.import_module(name)
+
+
 def main() -> None:
     from spider_agent import episode
 
     del episode  # imported for those that come after
+    import_later()
     control = socket.socket(fileno=int(sys.argv[1]))
     if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
         raise SystemExit("spider_agent: a thread was started on import; no process can be forked")
