@@ -5,8 +5,6 @@ from __future__ import annotations
 __all__ = ["build_pipeline", "real_parts"]
 
 import functools
-import importlib
-import importlib.util
 import logging
 import time
 from collections.abc import Mapping
@@ -25,14 +23,14 @@ from spider_worker.sources.base import Source
 log = logging.getLogger(__name__)
 
 
-SWE_AGENT = "spider_worker.pipelines.swe_agent"
-
-
 def build_pipeline(job: Job, settings: WorkerSettings) -> Pipeline[Any]:
     """The pipeline of the job's queue. Raises NotSupported where the job asks it for what it cannot
     do, and FatalJobError where the job contradicts itself."""
     if isinstance(job, SweConfig):
-        return _swe_pipeline(job, settings)
+        from spider_worker.pipelines.swe_agent.build import real_parts as agent_parts
+        from spider_worker.pipelines.swe_agent.pipeline import SweAgentPipeline
+
+        return SweAgentPipeline(job, agent_parts(settings))
     queue = job.queue
     if queue is Queue.OFFLINE_GEN:
         from spider_worker.pipelines.offline_gen.pipeline import OfflineGenPipeline
@@ -44,16 +42,6 @@ def build_pipeline(job: Job, settings: WorkerSettings) -> Pipeline[Any]:
 
         return OnPolicyPipeline(job, training_parts(settings))
     raise NotSupported(f"jobs of queue {queue.value} are not run by this version")
-
-
-def _swe_pipeline(job: SweConfig, settings: WorkerSettings) -> Pipeline[SweConfig]:
-    if importlib.util.find_spec(SWE_AGENT) is None:
-        raise NotSupported(
-            f"SWE trajectories (queue {job.queue.value}) are not built yet in this version of the "
-            "worker"
-        )
-    pipeline: Pipeline[SweConfig] = importlib.import_module(SWE_AGENT).build_pipeline(job, settings)
-    return pipeline
 
 
 def real_parts(settings: WorkerSettings) -> Parts:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import FatalJobError, NotSupported
+from spider_sdk.errors import FatalJobError
 from spider_sdk.jobs import JobStatus, Queue
 from spider_worker.control import redact
 from spider_worker.fleet import Claim, Fleet
@@ -305,10 +305,6 @@ def test_no_more_hints_go_out_than_instances_may_begin(
     assert fleet.redis.llen("spider:swe-agent") == 3
 
 
-def test_a_swe_job_gets_its_own_pipeline_or_a_clear_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "SWE_AGENT", "tests.support.swe_runner")
+def test_a_swe_job_gets_its_own_pipeline() -> None:
     built = registry.build_pipeline(SweConfig("m"), WorkerSettings())
-    assert type(built).__name__ == "PretendedSwe"
-    monkeypatch.setattr(registry, "SWE_AGENT", "spider_worker.pipelines.of_another_version")
-    with pytest.raises(NotSupported, match="swe-agent"):
-        registry.build_pipeline(SweConfig("m"), WorkerSettings())
+    assert type(built).__name__ == "SweAgentPipeline"
