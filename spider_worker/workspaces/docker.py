@@ -2,8 +2,8 @@
 
 The tree is the image's ``/testbed``, and its Python that of the conda environment ``testbed`` where
 the image has one, as in the public sets. A container has no network unless asked for, a bound on
-its processes, and is gone with its box. Where a worker died, its containers stay; they carry a
-label by which ``sweep`` finds them.
+its processes, and is gone with its box. Where a worker died, its containers stay; they carry the
+name of their owner (``docker_owner``), by which ``sweep`` finds them.
 
 The vault and ``mounts`` are folders of this host, so the engine has to be on this host too.
 """
@@ -14,6 +14,7 @@ __all__ = ["LABEL", "DockerBox", "DockerWorkspace"]
 
 import asyncio
 import contextlib
+import glob
 import json
 import shutil
 import tempfile
@@ -175,6 +176,7 @@ class DockerWorkspace:
         self._memory_mb = memory_mb
         self._mounts = tuple(mounts)
         self._pull_timeout = pull_timeout
+        self._vaults = f"vault-{owner}-"
 
     async def check(self) -> None:
         if shutil.which("docker") is None:
@@ -197,7 +199,7 @@ class DockerWorkspace:
         image = task.origin.ref
         image_path = await self._image_path(image)
         self._root.mkdir(parents=True, exist_ok=True)
-        vault = Path(tempfile.mkdtemp(prefix="vault-", dir=self._root))
+        vault = Path(tempfile.mkdtemp(prefix=self._vaults, dir=self._root))
         name = f"spider-{uuid.uuid4().hex}"
         try:
             what = f"no container of {image} could be started"
@@ -208,8 +210,8 @@ class DockerWorkspace:
             await _finish(self._remove(name, vault))
 
     async def sweep(self) -> int:
-        """Remove the containers of this owner, which a worker that died has left; how many there
-        were. Not while boxes of the same owner are open."""
+        """Remove the containers and vaults of this owner, which a worker that died has left; how
+        many containers there were. Not while boxes of the same owner are open."""
         label = f"label={LABEL}={self._owner}"
         done = await docker(
             "ps", "-a", "-q", "--filter", label, what="containers could not be listed"
@@ -217,6 +219,8 @@ class DockerWorkspace:
         names = done.text.split()
         if names:
             await docker("rm", "-f", "-v", *names, what="containers could not be removed")
+        for vault in self._root.glob(f"{glob.escape(self._vaults)}*"):
+            await asyncio.to_thread(remove_folder, vault)
         return len(names)
 
     def _create(self, name: str, image: str, vault: Path) -> list[str]:

@@ -38,6 +38,7 @@ from spider_worker.trajectories.push import Pushed, push
 from spider_worker.workspaces.base import Workspace
 from spider_worker.workspaces.bwrap import BwrapWorkspace
 from spider_worker.workspaces.docker import DockerWorkspace
+from spider_worker.workspaces.docker_owner import claim_owner, sweep_abandoned
 from spider_worker.workspaces.local import LocalWorkspace
 
 _COUNT: Final = itertools.count()
@@ -210,6 +211,7 @@ def _workspace(
             python = agent_python(settings.agent_python)
             return DockerWorkspace(
                 boxes,
+                owner=claim_owner(root / "owners"),
                 mounts=container_mounts(python, root / "containers", _sockets()),
                 network=networked,
             )
@@ -221,6 +223,7 @@ async def _host(settings: WorkerSettings, root: Path, ctx: Ctx, endpoint: Endpoi
     python = agent_python(settings.agent_python)
     boxes = root / "boxes"
     if ctx.job.workspace == "docker":
+        await sweep_abandoned(root / "owners", boxes)
         proxy = await _proxy(settings, endpoint, _sockets())
         return ContainerHost(python, _llm(ctx.job, endpoint), proxy=proxy)
     confined = ctx.job.workspace == "bwrap"

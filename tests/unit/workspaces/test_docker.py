@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from spider_sdk.errors import EngineUnavailable, WorkspaceError
 from spider_worker.swe_tasks.base import Origin, Task
 from spider_worker.workspaces.docker import LABEL, DockerBox, DockerWorkspace
 from spider_worker.workspaces.repository import prepare, take_patch
-from tests.support.boxes import bare_task
-from tests.support.fake_docker import FakeDocker, install
+from tests.support.boxes import alive, bare_task
+from tests.support.fake_docker import FakeDocker, running_engine
 
 IMAGE = "jyangballin/swesmith.x86_64.tests_1776_bare.1234"
 TASK = Task(
@@ -27,10 +28,10 @@ TASK = Task(
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDocker:
-    fake = install(tmp_path, monkeypatch)
-    bare_task(fake.image(IMAGE))
-    return fake
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDocker]:
+    with running_engine(tmp_path, monkeypatch) as fake:
+        bare_task(fake.image(IMAGE))
+        yield fake
 
 
 def in_box(
@@ -124,15 +125,19 @@ def test_commands_have_the_images_python_and_nothing_of_the_hosts(
 def test_a_timeout_and_left_processes_end_with_the_container_restarted(
     engine: FakeDocker, tmp_path: Path
 ) -> None:
+    marker = uuid.uuid4().hex
+
     async def use(box: DockerBox) -> None:
         assert (await box.run(["true"], timeout=60)).ok
         assert engine.calls("kill") == []
-        assert (await box.run(["sleep", "600"], timeout=1)).code is None
+        assert (await box.run(["sh", "-c", f"sleep 600; : {marker}"], timeout=1)).code is None
         assert engine.calls("kill") == [["kill", box.name]]
-        engine.leave_processes(1)
-        assert (await box.run(["true"], timeout=60)).ok
+        assert alive(marker) == []
+        left = f"setsid sh -c 'sleep 600; : {marker}' </dev/null >/dev/null 2>&1 &"
+        assert (await box.run(["sh", "-c", left], timeout=60)).ok
         assert len(engine.calls("kill")) == 2
         assert engine.calls()[-1] == ["start", box.name]
+        assert alive(marker) == []
         assert (await box.run(["cat", "a.txt"], timeout=60)).text == "one\n"
 
     in_box(DockerWorkspace(tmp_path / "boxes"), use)
@@ -147,7 +152,7 @@ def test_cancelling_ends_what_runs_and_removes_the_container(
                 await box.run(["sh", "-c", "touch begun; sleep 600"], timeout=600)
 
         working = asyncio.create_task(work())
-        while not list(engine.state.glob("containers/*/tree/begun")):  # noqa: ASYNC110
+        while not list(engine.state.glob("containers/*/testbed/begun")):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -210,15 +215,6 @@ def test_what_cannot_be_started_is_an_error_of_the_workspace(
     with pytest.raises(WorkspaceError, match="could be started: no space left"):
         in_box(workspace, nothing)
     assert engine.containers() == []
-
-
-def test_containers_of_a_worker_that_died_are_swept(engine: FakeDocker, tmp_path: Path) -> None:
-    workspace = DockerWorkspace(tmp_path / "boxes", owner="worker-7")
-    assert asyncio.run(workspace.sweep()) == 0
-    (engine.state / "containers" / "spider-left").mkdir()
-    assert asyncio.run(workspace.sweep()) == 1
-    assert engine.containers() == []
-    assert engine.calls("ps")[0][-1] == f"label={LABEL}=worker-7"
 
 
 def test_an_engine_is_looked_for(
