@@ -124,7 +124,8 @@ class Policy:
 
     def _paths(self, job: Mapping[str, Any]) -> Iterator[Problem]:
         swe = _get(job, "swe")
-        if not _get(swe, "inputs"):
+        uploaded = [_get(item, "name") for item in _get(swe, "inputs") or ()]
+        if _get(swe, "dataset") not in uploaded:
             yield from self._name("job.swe.dataset", _get(swe, "dataset"), False)
         inputs = _get(job, "source", "inputs") or ()
         for path, value, served in _model_names(job):

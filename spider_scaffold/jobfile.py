@@ -30,7 +30,7 @@ class JobFile:
     submission the same job; ``asked`` is the job as the config has it, without secrets. ``job_id``
     is None until the server has answered.
 
-    Where runs of earlier jobs were done already, the job is of the others alone (``carried``).
+    Where the tree held runs of earlier jobs, the job has a part of it alone (``carried``).
     ``bases`` says for each run how many attempts it had before the job, ``spent`` what they cost
     in dollars. ``taken`` has the version of each artifact that was fetched. ``complete``: nothing
     of the job is left to do; ``published`` is the repository that has what the tree has.

@@ -3,7 +3,8 @@
 The server's manifest says what is done. A unit's shard holds every attempt of one run of an
 instance; its lines are appended to the tree's ``output.jsonl``, each once, and its log is put into
 ``infer_logs``. So nothing is fetched twice, what stands in the file already (a verdict, say) stays,
-and at the end of the job the file has what the job's own one has.
+and at the end of the job the file has what the job's own one has. Where a job makes a run that was
+done before it, what it made is kept for what it cost, and the one before still counts.
 """
 
 from __future__ import annotations
@@ -54,8 +55,13 @@ class Mirror:
         self._pause = _PAUSE
         self._looked: float | None = None
         self._stale = True
-        attempts = read_index(layout.output).attempts
-        self._there = {(key, number) for key, group in attempts.items() for number in group}
+        index = read_index(layout.output)
+        self._there = {(key, number) for key, group in index.attempts.items() for number in group}
+        self._done = {
+            key
+            for key, entry in index.latest.items()
+            if entry.done and entry.attempt <= job.bases.get(run_name(key), 0)
+        }
 
     def changed(self) -> None:
         """Something may be new on the server."""
@@ -116,7 +122,15 @@ class Mirror:
             attempt = record.attempt + self._job.bases.get(run_name(record.key), 0)
             if (record.key, attempt) in self._there:
                 continue
-            append(self._layout.output, {**record.data, "attempt": attempt})
+            line = {**record.data, "attempt": attempt}
+            append(self._layout.output, line, *self._done_before(record.key))
             self._there.add((record.key, attempt))
             added += 1
         return added
+
+    def _done_before(self, key: Key) -> list[Mapping[str, Any]]:
+        """The line that counts of a run that was done before the job, to be the last one again."""
+        if key not in self._done:
+            return []
+        index = read_index(self._layout.output)
+        return [index.load(index.latest[key]).data]

@@ -88,17 +88,13 @@ def openhands(
             return
         with at(state, loaded, where, root) as place:
             document = _to_its_end(state, run, place, config)
-        if place.fleet is not None and (document is None or run.job is None or run.job.complete):
+        if place.fleet is not None and (run.job is None or run.job.complete):
             shutil.rmtree(place.fleet, ignore_errors=True)
-        if document is None:
-            _say_done(state, run)
-            return
         _conclude(state, run, place, document)
 
 
-def _to_its_end(state: State, run: Run, place: Place, config: Path) -> StatusDocument | None:
-    """Follow the job; its final status, None where nothing is left to run. What is done by then
-    is in the tree."""
+def _to_its_end(state: State, run: Run, place: Place, config: Path) -> StatusDocument:
+    """Follow the job; its final status. What is done by then is in the tree."""
     from spider_scaffold.board import Board
     from spider_scaffold.mirror import Mirror
     from spider_sdk.cli.follow import follow
@@ -106,8 +102,6 @@ def _to_its_end(state: State, run: Run, place: Place, config: Path) -> StatusDoc
 
     try:
         since = run.begin(place)
-        if since is None:
-            return None
         assert run.job is not None
         assert run.job.job_id is not None
         mirror, job_id = Mirror(place.client, run.job, run.layout), run.job.job_id

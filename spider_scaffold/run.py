@@ -6,12 +6,13 @@ __all__ = ["Run"]
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from spider_scaffold.jobfile import JobFile
 from spider_scaffold.mirror import run_name
-from spider_scaffold.selection import SELECTING, Rest, rest_of
+from spider_scaffold.report import counted
+from spider_scaffold.selection import SELECTING, done_runs, write_left_out
 from spider_scaffold.servers import Place
 from spider_sdk.cli.follow import end_of_log, say_forwarded
 from spider_sdk.cli.state import Detached, State
@@ -29,6 +30,7 @@ from spider_worker.trajectories.metadata import (
     run_metadata,
 )
 from spider_worker.trajectories.output_file import Index, read_index
+from spider_worker.trajectories.record import Key
 
 _BUDGET: Final = "max_budget_total"
 #: Keys that a job which is taken up again need not have as the config has them now.
@@ -64,8 +66,8 @@ class Run:
         )
         versions = {"spider": importlib.metadata.version("spider-distill")}
         self._metadata = run_metadata(self.swe, agent_config=versions)
-        self._before = read_metadata(self.layout.metadata)
-        if self._before is not None and differing(self._before, self._metadata):
+        before = read_metadata(self.layout.metadata)
+        if before is not None and differing(before, self._metadata):
             self._open()  # which says what differs
         self.job = JobFile.load(self.layout.root)
 
@@ -83,9 +85,9 @@ class Run:
         index = self.index
         return bool(index.latest) and index.latest.keys() == index.done
 
-    def begin(self, place: Place) -> int | None:
+    def begin(self, place: Place) -> int:
         """Have a job for what is left: ``job`` is that one afterwards. Returns the offset of the
-        first event to follow it from, None where nothing is left to run."""
+        first event to follow it from."""
         document = self._known(place)
         if document is not None and document["status"] not in TERMINAL:
             return self._join(place.client, document)
@@ -171,17 +173,10 @@ class Run:
 
     # -- a new one ------------------------------------------------------------------------
 
-    def _submit(self, place: Place) -> int | None:
+    def _submit(self, place: Place) -> int:
         index = self.index
-        rest = rest_of(self.swe, index, self._before)
+        done = done_runs(self.swe, index)
         earlier = self.job
-        if rest.nothing:
-            self._open()
-            self.job = dataclasses.replace(
-                _fresh(place.server, self._asked, index, rest), complete=True
-            )
-            self.job.save(self.layout.root)
-            return None
         again = (
             earlier is not None
             and earlier.job_id is None
@@ -189,10 +184,11 @@ class Run:
             and not earlier.differing(self._asked, frozenset())
         )
         if not again:
-            self.job = _fresh(place.server, self._asked, index, rest)
+            self.job = _fresh(place.server, self._asked, index)
         assert self.job is not None
-        changes = self._changes(rest)
+        budget = self._budget(self.job.spent)
         self._open()
+        changes = self._changes(done, budget)
         # Before the server knows of it: whatever cuts this off, the same key is sent again.
         self.job.save(self.layout.root)
         client = place.client
@@ -208,17 +204,25 @@ class Run:
         self.job.save(self.layout.root)
         if self._state.json:
             self._state.emit(submission)
-        word = f"; {rest.done} done before are left out" if rest.done else ""
+        word = f"; {counted(len(done), 'run')} done before are left out" if done else ""
         self._state.say(f"job {submission['job_id']} {submission['status']}{word}")
         return 0
 
-    def _changes(self, rest: Rest) -> Mapping[str, Any]:
+    def _changes(self, done: Sequence[Key], budget: float | None) -> Mapping[str, Any]:
         assert self.job is not None
-        changes = dict(rest.changes)
+        changes: dict[str, Any] = {}
+        if done:
+            try:
+                left_out = write_left_out(self.layout.root, done, self.swe.leave_out)
+            except OSError as error:
+                said = f"{self.swe.leave_out} cannot be read: {error.strerror}"
+                raise ConfigError([Problem("leave_out", said)]) from error
+            changes["leave_out"] = str(left_out)
         if self.job.carried and self.swe.hf_repo_id is not None:
             changes |= _UNPUBLISHED
-        budget = self._budget(self.job.spent)
-        return changes if budget == self.swe.max_budget_total else {**changes, _BUDGET: budget}
+        if budget != self.swe.max_budget_total:
+            changes[_BUDGET] = budget
+        return changes
 
     def _budget(self, spent: float) -> float | None:
         """Dollars that are left of ``max_budget_total``; None: no cap."""
@@ -234,7 +238,7 @@ class Run:
         open_run(self.layout.metadata, self._metadata)
 
 
-def _fresh(server: str | None, asked: dict[str, Any], index: Index, rest: Rest) -> JobFile:
-    job = JobFile(server, new_idempotency_key(), asked, carried=rest.done > 0)
+def _fresh(server: str | None, asked: dict[str, Any], index: Index) -> JobFile:
+    job = JobFile(server, new_idempotency_key(), asked, carried=bool(index.latest))
     job.bases = {run_name(key): max(numbers) for key, numbers in index.attempts.items()}
     return dataclasses.replace(job, spent=index.cost()[0] or 0.0)

@@ -1,73 +1,50 @@
 """What of a config is left to do, where its tree holds runs that are done.
 
 A job selects its instances on the server, by ``instance_filter``, ``seed`` and ``max_instances``
-(``swe_tasks.selection``): the first so many in an order that is the same every time. Leaving out
-done ones with a filter, and asking for as many fewer, gives the rest of the same selection, where
-it is sure that they were part of it.
+(``swe_tasks.selection``). The rest of a tree is a job with the same selection, and a file that
+names the runs which it is not to make (``leave_out``).
 """
 
 from __future__ import annotations
 
-__all__ = ["SELECTING", "Rest", "rest_of"]
+__all__ = ["SELECTING", "done_runs", "write_left_out"]
 
-import collections
-import dataclasses
+import json
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
 
+from spider_scaffold.jobfile import FOLDER
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import UsageError
+from spider_worker.sinks.atomic import atomic_path
 from spider_worker.trajectories.output_file import Index
+from spider_worker.trajectories.record import Key
 
 #: The keys that decide which runs there are.
 SELECTING: Final = frozenset(
-    {"dataset", "split", "instance_filter", "max_instances", "seed", "n_attempts"}
+    {"dataset", "split", "instance_filter", "max_instances", "seed", "n_attempts", "leave_out"}
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Rest:
-    """``changes`` to the config that leave out what is done (none: all is to be done); ``done``
-    is the number of instances left out. ``nothing``: no instance is left."""
-
-    changes: Mapping[str, Any]
-    done: int
-    nothing: bool = False
-
-
-def rest_of(swe: SweConfig, index: Index, before: Mapping[str, Any] | None) -> Rest:
-    """``before`` is the tree's metadata from the last start (None: there was none).
-
-    Raises UsageError where it cannot be told whether the done runs are of this selection.
-    """
+def done_runs(swe: SweConfig, index: Index) -> list[Key]:
+    """The runs that are done and that the config could select, in order."""
     pattern = re.compile(swe.instance_filter or "")
-    runs = collections.Counter(instance for instance, n in index.done if n < swe.n_attempts)
-    done = sorted(
-        name for name, count in runs.items() if count == swe.n_attempts and pattern.match(name)
+    return sorted(
+        (instance, n)
+        for instance, n in index.done
+        if n < swe.n_attempts and pattern.match(instance)
     )
-    if not done:
-        return Rest({}, 0)
-    changes: dict[str, Any] = {}
-    if swe.max_instances is not None:
-        if not _within(swe, before or {}):
-            raise UsageError(
-                f"{index.path.parent} holds {len(done)} instances that are done and were selected "
-                "by another instance_filter, seed or max_instances, so that it cannot be told how "
-                "many of this selection are left: put those back, or use another eval_output_dir"
-            )
-        changes["max_instances"] = swe.max_instances - len(done)
-        if changes["max_instances"] <= 0:
-            return Rest({}, len(done), nothing=True)
-    names = "|".join(map(re.escape, done))
-    changes["instance_filter"] = rf"(?!(?:{names})\Z)(?:{swe.instance_filter or ''})"
-    return Rest(changes, len(done))
 
 
-def _within(swe: SweConfig, before: Mapping[str, Any]) -> bool:
-    """Whether every instance that was selected before is selected now."""
-    details = before.get("details") or {}
-    same = all(details.get(key) == getattr(swe, key) for key in ("instance_filter", "seed"))
-    most = details.get("max_instances")
-    assert swe.max_instances is not None
-    return same and isinstance(most, int) and most <= swe.max_instances
+def write_left_out(tree: Path, runs: Iterable[Key], also: str | None) -> Path:
+    """The file that a job's ``leave_out`` names; ``also`` is the one that the config names (None:
+    it names none), whose lines go in too. Raises OSError where that cannot be read."""
+    lines = [json.dumps(run) for run in runs]
+    if also is not None:
+        lines += Path(also).expanduser().read_text("utf-8").splitlines()
+    path = tree / FOLDER / "done.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return path

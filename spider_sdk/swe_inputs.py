@@ -3,7 +3,8 @@
 A worker opens no path that a job names. So the file travels as an input, and with it whatever its
 rows name in ``repo_source`` on this machine: a folder with a git repository as a bundle of it, a
 bundle as it is. The copy that is uploaded names them ``input:<sha256>`` instead. Paths in rows are
-taken from the folder of the file; addresses (``https://…``, ``git@host:…``) stay as they are.
+taken from the folder of the file; addresses (``https://…``, ``git@host:…``) stay as they are. The
+file that ``leave_out`` names travels likewise.
 """
 
 from __future__ import annotations
@@ -36,10 +37,24 @@ def localise(document: Mapping[str, Any], folder: Path) -> Localised:
     Raises ConfigError, with the line of each row that names what is not there.
     """
     swe = document["swe"]
-    dataset = swe.get("dataset")
-    path = _local(dataset) if isinstance(dataset, str) and not swe.get("inputs") else None
-    if path is None:
+    if swe.get("inputs"):
         return Localised(dict(document), ())
+    changed, files = _data(swe, folder)
+    if swe.get("leave_out") is not None:
+        left_out = _left_out(swe["leave_out"], {file.name for file in files})
+        changed, files = {**changed, "leave_out": left_out.name}, (*files, left_out)
+    if not files:
+        return Localised(dict(document), ())
+    inputs = [{"name": file.name, "sha256": file.sha256} for file in files]
+    return Localised({**document, "swe": {**changed, "inputs": inputs}}, files)
+
+
+def _data(swe: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[LocalFile, ...]]:
+    """The job with the data set by its name alone, and the files that this takes."""
+    dataset = swe.get("dataset")
+    path = _local(dataset) if isinstance(dataset, str) else None
+    if path is None:
+        return dict(swe), ()
     rows = list(_rows(path))
     repositories = _Repositories(path, rows, folder)
     files = repositories.files
@@ -50,9 +65,15 @@ def localise(document: Mapping[str, Any], folder: Path) -> Localised:
             for number, row in rows:
                 file.write(json.dumps(repositories.renamed(number, row)) + "\n")
         data = hashed(path.name, copy, _KEY)
-    inputs = [{"name": file.name, "sha256": file.sha256} for file in (data, *files)]
-    changed = {**swe, "dataset": path.name, "inputs": inputs}
-    return Localised({**document, "swe": changed}, (data, *files))
+    return {**swe, "dataset": path.name}, (data, *files)
+
+
+def _left_out(named: Any, taken: set[str]) -> LocalFile:
+    path = Path(str(named)).expanduser()
+    name = path.name
+    while name in taken:
+        name = f"_{name}"
+    return hashed(name, path, "leave_out")
 
 
 def _local(dataset: str) -> Path | None:

@@ -242,7 +242,9 @@ class SweConfig:
     and None is no cap; prices are dollars for one token, None where LiteLLM knows them.
     ``hf_config_name`` None is derived from model, data set and iterations. ``inputs`` are the
     uploaded files when ``dataset`` named a local path: the one of that name is the data set, and
-    its rows refer to the others by ``repo_source: input:<sha256>``.
+    its rows refer to the others by ``repo_source: input:<sha256>``. ``leave_out`` names a file, an
+    uploaded one too, whose lines are the runs that are not to be made although they are selected:
+    ``["<instance_id>", <n>]``, ``n`` counting independent runs from 0.
     """
 
     llm_model: str
@@ -251,6 +253,7 @@ class SweConfig:
     max_instances: int | None = None
     instance_filter: str | None = None
     seed: int | None = None
+    leave_out: str | None = None
     agent_class: str = "CodeActAgent"
     max_iterations: int = 30
     llm_base_url: str | None = None

@@ -326,6 +326,7 @@ class SweSchema(Section):
     max_instances = Whole(least=1)
     instance_filter = Text()
     seed = Whole(least=0)
+    leave_out = Text()
     agent_class = Choice(("CodeActAgent", "Agent"))
     max_iterations = Whole(least=1)
     llm_base_url = Url()

@@ -104,13 +104,14 @@ def read_index(path: Path) -> Index:
     return Index(path, latest, attempts)
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a whole line and sync it; a torn line that stands at the end is removed first.
+def append(path: Path, *records: Mapping[str, Any]) -> None:
+    """Add a whole line for each record and sync; a torn line that stands at the end is removed
+    first.
 
     Creates folder and file. Raises OSError where it cannot be written (a full disk), the file
     then as before.
     """
-    line = dump_record(dict(record)) + b"\n"
+    lines = b"".join(dump_record(dict(record)) + b"\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as file:
         before = file.seek(0, os.SEEK_END)
@@ -118,7 +119,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         file.truncate(end)
         file.seek(end)
         try:
-            _write(file, missing + line)
+            _write(file, missing + lines)
             os.fsync(file.fileno())
         except OSError:
             file.truncate(end)

@@ -81,10 +81,16 @@ class _Server(ThreadingHTTPServer):
         """Clients that leave in the middle are part of the tests."""
 
 
+def _no_route(seen: Seen) -> Answer:
+    return problem(404, f"no route {seen.method} {seen.path}")
+
+
 class ScriptedServer:
     def __init__(self) -> None:
         self.routes: dict[tuple[str, str], list[Answer]] = {}
         self.seen: list[Seen] = []
+        #: What is answered where there is no route.
+        self.otherwise: Callable[[Seen], Answer] = _no_route
         self.released = threading.Event()
         self._lock = threading.Lock()
         self._http = _Server(("127.0.0.1", 0), Handler)
@@ -103,7 +109,7 @@ class ScriptedServer:
             self.seen.append(seen)
             answers = self.routes.get((seen.method, seen.path))
             if not answers:
-                return problem(404, f"no route {seen.method} {seen.path}")
+                return self.otherwise(seen)
             return answers.pop(0) if len(answers) > 1 else answers[0]
 
     def requests(self, method: str, path: str) -> list[Seen]:

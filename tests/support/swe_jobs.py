@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.scripted_server import (
+    Answer,
     ScriptedServer,
+    Seen,
     answer_bytes,
     answer_json,
     event,
@@ -17,6 +19,7 @@ from tests.support.scripted_server import (
     frame,
     job_status,
     named_frame,
+    problem,
     status_document,
 )
 from tests.support.trajectories import record
@@ -42,7 +45,13 @@ class Jobs:
         self.names: dict[str, tuple[bytes, str]] = {}
         server.on("POST", "/v1/jobs", answer_json({"job_id": "j1", "status": "queued"}, 201))
         server.on("POST", "/v1/jobs/j1/retry", answer_json(status_document("queued")))
+        server.otherwise = self._otherwise
         self.shows()
+
+    def _otherwise(self, seen: Seen) -> Answer:
+        if (seen.method, seen.path[:11]) == ("PUT", "/v1/inputs/"):
+            return answer_json({"sha256": seen.path[11:], "size": len(seen.body)}, 201)
+        return problem(404, f"no route {seen.method} {seen.path}")
 
     def run(self, instance: str, *records: dict[str, Any], at: str = "2026-01-01") -> None:
         """An instance's shard and log, as its unit committed them."""
@@ -85,6 +94,11 @@ class Jobs:
     @property
     def submitted(self) -> list[dict[str, Any]]:
         return [one.json["job"]["swe"] for one in self.server.requests("POST", "/v1/jobs")]
+
+    def uploaded(self, name: str) -> str:
+        """What the last job was sent in the file of this name."""
+        (digest,) = [one["sha256"] for one in self.submitted[-1]["inputs"] if one["name"] == name]
+        return self.server.requests("PUT", f"/v1/inputs/{digest}")[-1].body.decode()
 
     def fetched(self) -> list[str]:
         start = "/v1/jobs/j1/artifacts/"

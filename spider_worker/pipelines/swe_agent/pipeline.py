@@ -28,6 +28,7 @@ from spider_worker.pipelines.calls import announce
 from spider_worker.pipelines.swe_agent.attempts import Attempts, Spent
 from spider_worker.pipelines.swe_agent.gathering import gather, said, write_metadata
 from spider_worker.pipelines.swe_agent.journal import Journal, read_past
+from spider_worker.pipelines.swe_agent.left_out import read_left_out
 from spider_worker.pipelines.swe_agent.parts import Endpoint, Host, Parts
 from spider_worker.trajectories.layout import INFER_LOGS, METADATA, OUTPUT, log_name
 from spider_worker.trajectories.metadata import run_metadata
@@ -69,6 +70,7 @@ class SweAgentPipeline:
                 f"no instance of {job.dataset} ({job.split}) is selected: instance_filter "
                 f"{job.instance_filter!r} must match an instance_id from its start"
             )
+        left_out = await asyncio.to_thread(read_left_out, ctx)
         await self._host(ctx, endpoint)
         units = [
             UnitSpec(
@@ -78,6 +80,7 @@ class SweAgentPipeline:
             )
             for number, task in enumerate(tasks)
             for n in range(job.n_attempts)
+            if (task.instance_id, n) not in left_out
         ]
         return Plan(units=units, rows_total=len(units))
 

@@ -105,6 +105,7 @@ class Job:
     parts: Mapping[str, Sequence[Turn]]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model: AgentModel | None = None
 
     def run(self, **changes: Any) -> list[dict[str, Any]]:
@@ -187,6 +188,9 @@ class Job:
             rows.append(row)
         path = self.folder / "tasks.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for name, text in self.files.items():
+            (self.folder / name).write_text(text)
+            inputs[hashlib.sha256(text.encode()).hexdigest()] = self.folder / name
         return {hashlib.sha256(path.read_bytes()).hexdigest(): path, **inputs}
 
 

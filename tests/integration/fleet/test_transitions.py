@@ -35,6 +35,12 @@ def test_a_job_runs_from_submit_to_completed(fleet: Fleet) -> None:
     assert offsets == list(range(record.next_offset))
 
 
+def test_a_plan_without_units_leads_to_the_end(fleet: Fleet) -> None:
+    job = submit(fleet)
+    plan(fleet, job, units=0, rows_total=0)
+    assert claim(fleet, job).kind == "finalise"
+
+
 def test_finalising_waits_for_every_unit(fleet: Fleet) -> None:
     job = submit(fleet)
     plan(fleet, job)

@@ -167,3 +167,9 @@ def test_data_files_are_looked_at(tmp_path: Path) -> None:
 def test_with_inputs_the_data_sets_name_is_no_path() -> None:
     source = {"dataset": "rows.jsonl", "inputs": [{"name": "rows.jsonl", "sha256": "0" * 64}]}
     assert refused(Policy(), {"source": source}) == []
+
+
+def test_an_uploaded_file_excuses_no_other_name_of_a_swe_job() -> None:
+    uploaded = {"inputs": [{"name": "tasks.jsonl"}, {"name": "done.jsonl"}]}
+    assert refused(Policy(), {"swe": {"dataset": "tasks.jsonl", **uploaded}}) == []
+    assert refused(Policy(), {"swe": {"dataset": "/etc/x.jsonl", **uploaded}}) == ["dataset"]

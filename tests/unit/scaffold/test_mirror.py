@@ -14,7 +14,7 @@ from spider_sdk.client import Client
 from spider_sdk.errors import ServerUnreachable, UsageError
 from spider_sdk.events import Event
 from spider_worker.trajectories.layout import Layout
-from spider_worker.trajectories.output_file import read
+from spider_worker.trajectories.output_file import append, read, read_index
 from tests.support.scripted_server import cut_before_answer, event, status_document
 from tests.support.swe_jobs import Jobs, attempt
 
@@ -106,6 +106,25 @@ def test_attempts_of_earlier_jobs_are_counted_on(
     jobs.run("a", attempt("a"), attempt("a", attempt=2))
     mirror.sync()
     assert there(tmp_path) == [("a", 4), ("a", 5)]
+
+
+def test_a_run_that_was_done_before_the_job_still_counts(
+    jobs: Jobs, client: Client, job: JobFile, tmp_path: Path
+) -> None:
+    layout = Layout(tmp_path / "tree")
+    append(layout.output, attempt("a", cost=1.0, resolved=True))
+    append(layout.output, attempt("b", "llm_error"))
+    job.bases = {"0 a": 1, "0 b": 1}
+    jobs.run("a", attempt("a", "llm_error", cost=2.0), attempt("a", attempt=2, cost=4.0))
+    jobs.run("b", attempt("b"))
+    Mirror(client, job, layout).sync()
+    job.taken.clear()
+    Mirror(client, job, layout).sync()
+    index = read_index(layout.output)
+    kept, made = (index.load(index.latest[name, 0]) for name in ("a", "b"))
+    assert (kept.attempt, kept.resolved) == (1, True)
+    assert (made.attempt, made.status) == (2, "finished")
+    assert index.cost(("a", 0)) == (7.0, 0)
 
 
 def test_a_tree_that_cannot_be_written(jobs: Jobs, mirror: Mirror, tmp_path: Path) -> None:

@@ -151,11 +151,12 @@ def test_a_job_that_is_gone_is_replaced_by_one_for_the_rest(
     jobs.server.on("GET", "/v1/jobs/j1", problem(404, "no such job"), follow)
     assert openhands(config(extra)) == 0
     _, swe = jobs.submitted
-    assert swe["instance_filter"] == r"(?!(?:x\.1)\Z)(?:)"
-    assert (swe["max_instances"], swe["max_budget_total"]) == (1, 2.5)
+    assert (swe.get("instance_filter"), swe["leave_out"]) == (None, "done.jsonl")
+    assert (swe["max_instances"], swe["max_budget_total"]) == (2, 2.5)
+    assert jobs.uploaded("done.jsonl") == '["x.1", 0]\n'
     assert lines() == [("x.1", 1, "finished"), ("b", 1, "llm_error"), ("b", 2, "finished")]
     assert JobFile.load(TREE).complete  # type: ignore[union-attr]
-    assert "1 done before are left out" in capsys.readouterr().out
+    assert "1 run done before are left out" in capsys.readouterr().out
 
 
 def test_more_instances_are_a_job_for_the_rest(jobs: Jobs, config: Config) -> None:
@@ -164,7 +165,35 @@ def test_more_instances_are_a_job_for_the_rest(jobs: Jobs, config: Config) -> No
     assert openhands(config("max_instances: 1\n")) == 0
     jobs.ends("completed", before="completed")
     assert openhands(config("max_instances: 3\n")) == 0
-    assert jobs.submitted[1]["max_instances"] == 2
+    assert jobs.submitted[1]["max_instances"] == 3
+    assert jobs.uploaded("done.jsonl") == '["a", 0]\n'
+
+
+def test_independent_runs_are_left_out_one_by_one(jobs: Jobs, config: Config) -> None:
+    done_tree(attempt("a"), attempt("a", n=1), attempt("b", n=1), attempt("c", "llm_error"))
+    jobs.run("b", attempt("b"))
+    jobs.ends("completed")
+    assert openhands(config("n_attempts: 2\ninstance_filter: (?i)[A-C]\n")) == 0
+    assert jobs.uploaded("done.jsonl") == '["a", 0]\n["a", 1]\n["b", 1]\n'
+    assert jobs.submitted[0]["instance_filter"] == "(?i)[A-C]"
+    jobs.ends("completed", before="completed")
+    assert openhands(config("n_attempts: 1\ninstance_filter: c|a\n")) == 0
+    assert jobs.uploaded("done.jsonl") == '["a", 0]\n'
+
+
+def test_what_the_config_leaves_out_stays_left_out(
+    jobs: Jobs, config: Config, capsys: Capture
+) -> None:
+    Path("mine.jsonl").write_text('["z", 0]\n')
+    jobs.run("a", attempt("a"))
+    jobs.ends("completed")
+    assert openhands(config("leave_out: mine.jsonl\n")) == 0
+    assert jobs.uploaded("mine.jsonl") == '["z", 0]\n'
+    jobs.ends("completed", before="completed")
+    assert openhands(config("leave_out: mine.jsonl\nseed: 1\n")) == 0
+    assert jobs.uploaded("done.jsonl") == '["a", 0]\n["z", 0]\n'
+    assert openhands(config("leave_out: none.jsonl\nseed: 2\n")) == 2
+    assert "none.jsonl cannot be read: No such file" in capsys.readouterr().err
 
 
 def test_a_job_for_the_rest_leaves_publishing_to_the_tree(
@@ -187,6 +216,26 @@ def test_a_job_for_the_rest_leaves_publishing_to_the_tree(
     assert (output, repo_id, more["private"]) == (TREE / "output.jsonl", "me/d", True)
     assert more["token"] == "hf_x"
     assert "mk-1" in more["secrets"]
+
+
+def test_another_selection_does_not_replace_what_was_published(
+    jobs: Jobs, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    pushed: list[int] = []
+    monkeypatch.setattr(
+        "spider_scaffold.push.publish",
+        lambda state, output, repo_id, **more: pushed.append(len(read_index(output).latest)),
+    )
+    jobs.run("a", attempt("a"))
+    jobs.ends("completed", remote_artifact="https://hub.example/d")
+    assert openhands(config("hf_repo_id: me/d\ninstance_filter: a\n")) == 0
+    jobs.names.clear()
+    jobs.run("b", attempt("b"))
+    jobs.ends("completed", before="completed")
+    assert openhands(config("hf_repo_id: me/d\ninstance_filter: b\n")) == 0
+    assert [one.get("hf_repo_id") for one in jobs.submitted] == ["me/d", None]
+    assert pushed == [2]
 
 
 def test_a_whole_tree_is_published_where_it_was_not(
@@ -257,19 +306,6 @@ def test_a_tree_of_another_experiment_is_refused(
     assert openhands(config("temperature: 0.5\n")) == 2
     assert "llm_config.temperature was null, is 0.5" in capsys.readouterr().err
     assert len(jobs.submitted) == 1
-
-
-def test_a_selection_that_cannot_be_compared_is_refused(
-    jobs: Jobs, config: Config, capsys: Capture
-) -> None:
-    jobs.run("a", attempt("a"))
-    jobs.ends("completed")
-    assert openhands(config("max_instances: 5\nseed: 1\n")) == 0
-    jobs.ends("completed", before="completed")
-    before = (TREE / "metadata.json").read_text()
-    assert openhands(config("max_instances: 5\nseed: 2\n")) == 2
-    assert "cannot be told how many of this selection are left" in capsys.readouterr().err
-    assert (TREE / "metadata.json").read_text() == before
 
 
 def test_a_spent_budget_is_told(jobs: Jobs, config: Config, capsys: Capture) -> None:

@@ -68,6 +68,25 @@ def test_a_name_on_the_hub_stays(made: Path) -> None:
     assert localise({"swe": {"llm_model": "m"}}, made).files == ()
 
 
+def test_the_file_of_runs_to_leave_out_travels_too(tmp_path: Path, made: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('["a", 0]\n')
+    tasks = write_rows(tmp_path / "set/tasks.jsonl", {"instance_id": "a"})
+    document = {"swe": {"llm_model": "m", "leave_out": str(path)}}
+    local = localise(document, made)
+    assert [file.path for file in local.files] == [path]
+    assert local.job["swe"]["leave_out"] == "tasks.jsonl"
+    assert "dataset" not in local.job["swe"]
+    assert [one["name"] for one in local.job["swe"]["inputs"]] == ["tasks.jsonl"]
+    document["swe"]["dataset"] = str(tasks)
+    swe = localise(document, made).job["swe"]
+    assert (swe["dataset"], swe["leave_out"]) == ("tasks.jsonl", "_tasks.jsonl")
+    assert [one["name"] for one in swe["inputs"]] == ["tasks.jsonl", "_tasks.jsonl"]
+    path.unlink()
+    with pytest.raises(ConfigError, match="leave_out"):
+        localise(document, made)
+
+
 def test_a_file_without_repositories_goes_as_it_is(tmp_path: Path, made: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_bytes('{"instance_id":  "a","x": "ü"}\n\n{"instance_id": "b"}'.encode())
