@@ -1,7 +1,8 @@
 """``python -m spider_agent.models NAME [BASE_URL]``: what LiteLLM makes of a model's name, as JSON.
 
-``provider`` (null: none is known), ``api_base``, ``input_cost_per_token`` and
-``output_cost_per_token`` in dollars (null: no price is known), ``error`` where the name is none.
+``provider`` (null: none is known), ``api_base``, ``compatible`` (whether the provider speaks
+OpenAI's protocol below that address), ``input_cost_per_token`` and ``output_cost_per_token`` in
+dollars (null: no price is known), ``error`` where the name is none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ __all__ = ["describe", "main"]
 
 import json
 import sys
-from typing import Any
+from typing import Any, Final
+
+#: Those whom LiteLLM does not count among the compatible, since it treats them apart.
+_BESIDES: Final = ("mistral", "openai", "openrouter")
 
 
 def describe(name: str, base_url: str | None) -> dict[str, Any]:
@@ -23,6 +27,8 @@ def describe(name: str, base_url: str | None) -> dict[str, Any]:
         )
     except litellm.exceptions.BadRequestError as error:
         found["error"] = str(error)
+    known = (*litellm.openai_compatible_providers, *_BESIDES)
+    found["compatible"] = found["provider"] in known
     try:
         info = litellm.get_model_info(name)
     except Exception:  # noqa: BLE001 - the library's word for "no such model" is a bare one

@@ -18,6 +18,7 @@ __all__ = [
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from spider_sdk.config.llm_keys import likely_keys
 from spider_sdk.config.loader import parse_job
 from spider_sdk.config.model import Job, JobConfig, ModelConfig, SweConfig, TeacherConfig
 from spider_sdk.config.names import (
@@ -86,8 +87,8 @@ def _key_name(service: ModelConfig | TeacherConfig) -> str | None:
 def _optional(job: Job) -> set[str]:
     names = {_HUB}  # gated models and data sets
     if isinstance(job, SweConfig):
-        if not (job.llm_api_key or job.llm_api_key_env or job.llm_base_url):
-            names |= {"ANTHROPIC_API_KEY", "OPENAI_API_KEY"}
+        if not (job.llm_api_key or job.llm_api_key_env):
+            names.update(likely_keys(job.llm_model, job.llm_base_url))
         return names
     options = job.generation.on_policy_options
     if options is not None and options.wandb_project:

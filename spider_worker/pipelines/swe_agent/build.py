@@ -21,12 +21,13 @@ from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_sdk.swe_inputs import REFERENCE
 from spider_worker.agents.container import ContainerHost, container_mounts
 from spider_worker.agents.hosts import WarmHost
-from spider_worker.agents.interpreter import agent_python, ask_model
+from spider_worker.agents.interpreter import agent_python
 from spider_worker.agents.pool import AgentPool
-from spider_worker.agents.proxy import LlmProxy, Prices
+from spider_worker.agents.proxy import LlmProxy
 from spider_worker.engines.network import guarded_connector
 from spider_worker.engines.registry import EnginePolicy
 from spider_worker.evaluation.judge import Judge
+from spider_worker.pipelines.swe_agent.endpoint import find_endpoint
 from spider_worker.pipelines.swe_agent.parts import Ctx, Endpoint, Host, Judging, Parts
 from spider_worker.settings import WorkerSettings
 from spider_worker.sinks.hub_repo import HubRepo
@@ -42,13 +43,8 @@ from spider_worker.workspaces.docker_owner import claim_owner, sweep_abandoned
 from spider_worker.workspaces.local import LocalWorkspace
 
 _COUNT: Final = itertools.count()
-#: Prefixes of LiteLLM's that mean an OpenAI-compatible endpoint at the given address.
 #: Runners of one have no bound of their own: the claim keeps the job's.
 _MANY: Final = 1 << 20
-#: Providers whose protocol is their own, at whatever address.
-_NATIVE: Final = frozenset({"anthropic", "azure", "bedrock", "gemini", "vertex_ai"})
-_COMPATIBLE: Final = frozenset({"openai", "hosted_vllm", "litellm_proxy", "custom_openai"})
-_OPENAI: Final = "https://api.openai.com/v1"
 
 
 def real_parts(settings: WorkerSettings) -> Parts:
@@ -128,73 +124,12 @@ def _resolved(row: dict[str, Any], references: Mapping[str, str]) -> dict[str, A
 
 async def _endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
     async def find() -> Endpoint:
-        return await _find_endpoint(settings, ctx)
+        return await find_endpoint(settings, ctx)
 
     async def forget(_: Endpoint) -> None:
         """Nothing to close."""
 
     return await ctx.resources.get("swe-agent:endpoint", find, forget)
-
-
-async def _find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
-    """Raises FatalJobError for a name that is no model's, a key that is missing, and a cap on
-    money where nobody knows the price."""
-    job = ctx.job
-    key = _key(ctx)
-    if job.llm_base_url is not None and job.llm_model.split("/")[0] not in _NATIVE:
-        # Whatever the endpoint calls it: LiteLLM is told the protocol, which leaves the rest as it
-        # is.
-        prefixed = job.llm_model.split("/")[0] in _COMPATIBLE
-        model = job.llm_model if prefixed else f"openai/{job.llm_model}"
-        found = await ask_model(agent_python(settings.agent_python), job.llm_model, None)
-        return _capped(job, Endpoint(model, job.llm_base_url, key, True, _prices(job, found)))
-    found = await ask_model(agent_python(settings.agent_python), job.llm_model, job.llm_base_url)
-    if found["provider"] is None:
-        raise FatalJobError(
-            f"llm_model: {job.llm_model} is no name that LiteLLM knows a provider of; write "
-            "provider/model (for instance anthropic/claude-sonnet-4-5), or give llm_base_url for a "
-            "server that speaks OpenAI's protocol"
-        )
-    if found["provider"] == "openai":
-        endpoint = Endpoint(job.llm_model, _OPENAI, key, True, _prices(job, found))
-    else:
-        endpoint = Endpoint(job.llm_model, job.llm_base_url, key, False, _prices(job, found))
-    if key is None:
-        raise FatalJobError(
-            f"llm_model: {job.llm_model} needs a key; set llm_api_key_env to the variable that "
-            "holds it"
-        )
-    return _capped(job, endpoint)
-
-
-def _key(ctx: Ctx) -> str | None:
-    job = ctx.job
-    names = [job.llm_api_key_env] if job.llm_api_key_env else []
-    if not names and job.llm_base_url is None:
-        provider = job.llm_model.split("/")[0]
-        names = ["ANTHROPIC_API_KEY" if provider in _NATIVE else "OPENAI_API_KEY"]
-    return next((ctx.secrets[name] for name in names if ctx.secrets.get(name)), None)
-
-
-def _prices(job: SweConfig, found: Mapping[str, Any]) -> Prices:
-    def first(given: float | None, known: Any) -> float | None:
-        return given if given is not None else known
-
-    return Prices(
-        first(job.input_cost_per_token, found["input_cost_per_token"]),
-        first(job.output_cost_per_token, found["output_cost_per_token"]),
-    )
-
-
-def _capped(job: SweConfig, endpoint: Endpoint) -> Endpoint:
-    capped = job.max_budget_per_instance is not None or job.max_budget_total is not None
-    if capped and None in (endpoint.prices.input, endpoint.prices.output):
-        raise FatalJobError(
-            f"there is a cap on money, and nobody knows what {job.llm_model} costs: give "
-            "input_cost_per_token and output_cost_per_token (dollars a token; 0 for a model of "
-            "your own)"
-        )
-    return endpoint
 
 
 def _workspace(

@@ -1,0 +1,143 @@
+"""The model of a job of coding agents: who answers for it, at what address, with whose key.
+
+With ``llm_base_url`` the server there is spoken to in OpenAI's protocol, with the model's name as
+the job has it. Without, LiteLLM says whose the name is. Whoever speaks OpenAI's protocol is reached
+through the worker's proxy; the key of anyone else goes to the agent.
+"""
+
+from __future__ import annotations
+
+__all__ = ["find_endpoint"]
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from spider_sdk.config.llm_keys import KEYLESS, PROVIDER_KEYS, address_key
+from spider_sdk.config.model import SweConfig
+from spider_sdk.errors import FatalJobError, NotSupported
+from spider_worker.agents.interpreter import agent_python, ask_model
+from spider_worker.agents.proxy import Prices
+from spider_worker.pipelines.swe_agent.parts import Ctx, Endpoint
+from spider_worker.settings import WorkerSettings
+
+#: Providers that want more than one key, or a person who logs in.
+_UNSERVED: Final = frozenset(
+    {"azure", "azure_text", "bedrock", "bedrock_converse", "chatgpt", "clarifai", "databricks",
+     "github_copilot", "oci", "ragflow", "sagemaker", "sagemaker_chat", "snowflake", "vertex_ai",
+     "vertex_ai_beta", "watsonx", "watsonx_text"}
+)  # fmt: skip
+#: Words of LiteLLM's for OpenAI's protocol that are no server's name for a model's owner.
+_PROTOCOLS: Final = ("hosted_vllm/", "litellm_proxy/", "custom_openai/", "openai_like/")
+#: Addresses that LiteLLM keeps to itself.
+_ADDRESSES: Final[Mapping[str, str]] = {
+    "ollama": "http://localhost:11434/v1",
+    "ollama_chat": "http://localhost:11434/v1",
+    "openai": "https://api.openai.com/v1",
+    "openrouter": "https://openrouter.ai/api/v1",
+}
+#: They have a protocol of their own, and OpenAI's beside it.
+_OLLAMA: Final = ("ollama", "ollama_chat")
+
+
+async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
+    """Raises FatalJobError for a name that is no model's, a key that is missing, and a cap on
+    money where nobody knows the price; NotSupported for providers that one key does not open."""
+    job = ctx.job
+    python = agent_python(settings.agent_python)
+    if job.llm_base_url is not None:
+        found = await ask_model(python, job.llm_model, None)
+        name = job.llm_model
+        for prefix in _PROTOCOLS:
+            name = name.removeprefix(prefix)
+        key = _key(ctx, address_key(job.llm_base_url), where=job.llm_base_url)
+        # The prefix tells LiteLLM the protocol; the server is sent what stands behind it.
+        endpoint = Endpoint(f"openai/{name}", job.llm_base_url, key, True, _prices(job, found))
+        return _capped(job, endpoint)
+    _check_served(job.llm_model.split("/")[0], job.llm_model)
+    found = await ask_model(python, job.llm_model, None)
+    provider = found["provider"]
+    if provider is None:
+        raise FatalJobError(
+            f"llm_model: {job.llm_model} is no name that LiteLLM knows a provider of; write "
+            "provider/model (for instance anthropic/claude-sonnet-4-5), or give llm_base_url for a "
+            "server that speaks OpenAI's protocol"
+        )
+    _check_served(provider, job.llm_model)
+    return _capped(job, _of_provider(ctx, provider, found))
+
+
+def _of_provider(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
+    """Where LiteLLM's ``provider`` answers."""
+    job = ctx.job
+    if provider in PROVIDER_KEYS:
+        key = _key(ctx, PROVIDER_KEYS[provider], where=f"provider {provider}")
+    elif job.llm_api_key_env is not None or provider in KEYLESS:
+        key = _key(ctx, (), where=f"provider {provider}")
+    else:
+        raise FatalJobError(
+            f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}, and it is not"
+            " known which variable its key is in; set llm_api_key_env to that"
+        )
+    prices = _prices(job, found)
+    if not (found["compatible"] or provider in _OLLAMA):
+        return Endpoint(job.llm_model, None, key, False, prices)
+    address = _ADDRESSES.get(provider) or found["api_base"]
+    if address is None:
+        raise FatalJobError(
+            f"llm_model: nobody knows the address of {job.llm_model}; give llm_base_url, and the "
+            "model's name as the server there has it"
+        )
+    model = job.llm_model
+    if provider in _OLLAMA:
+        model = f"openai/{model.partition('/')[2]}"
+    return Endpoint(model, address, key, True, prices)
+
+
+def _check_served(provider: str, model: str) -> None:
+    if provider not in _UNSERVED:
+        return
+    instead = "give llm_base_url (of LiteLLM's proxy, say), and the model's name as it is there"
+    if provider.startswith("vertex_ai"):
+        instead = f"write gemini/{model.rpartition('/')[2]} (with GEMINI_API_KEY), or {instead}"
+    raise NotSupported(
+        f"llm_model: {model} is a model of LiteLLM's provider {provider}, which takes more than a "
+        f"key to be reached; {instead}"
+    )
+
+
+def _key(ctx: Ctx, usual: tuple[str, ...], *, where: str) -> str | None:
+    """The key in the variable that the job names, else in the usual one; None where neither is
+    named. Raises FatalJobError where one is, and is not there."""
+    named = ctx.job.llm_api_key_env
+    names = (named,) if named is not None else usual
+    for name in names:
+        if ctx.secrets.get(name):
+            return ctx.secrets[name]
+    if not names:
+        return None
+    raise FatalJobError(
+        f"llm_model: {ctx.job.llm_model} needs a key ({where}), and {' or '.join(names)} is not "
+        "set where the job was submitted; export it, or set llm_api_key_env to the variable that "
+        "holds it"
+    )
+
+
+def _prices(job: SweConfig, found: Mapping[str, Any]) -> Prices:
+    def first(given: float | None, known: Any) -> float | None:
+        return given if given is not None else known
+
+    return Prices(
+        first(job.input_cost_per_token, found["input_cost_per_token"]),
+        first(job.output_cost_per_token, found["output_cost_per_token"]),
+    )
+
+
+def _capped(job: SweConfig, endpoint: Endpoint) -> Endpoint:
+    capped = job.max_budget_per_instance is not None or job.max_budget_total is not None
+    if capped and None in (endpoint.prices.input, endpoint.prices.output):
+        raise FatalJobError(
+            f"there is a cap on money, and nobody knows what {job.llm_model} costs: give "
+            "input_cost_per_token and output_cost_per_token (dollars a token; 0 for a model of "
+            "your own)"
+        )
+    return endpoint
