@@ -26,6 +26,8 @@ from typing import Any, Final
 import torch
 from torch.nn import functional
 
+from spider_worker.torch_models.prefixes import Batch
+
 LEAN_BYTES: Final = 2 << 30
 """Up to so many bytes of weights are laid out anew: in a larger model the arithmetic is what takes
 the time."""
@@ -104,19 +106,56 @@ class LeanModel:
             queries, keys = turned[:, :, : self.query_heads], turned[:, :, self.query_heads :]
             if kept is not None:
                 kept.append((keys, values))
-            attended = functional.scaled_dot_product_attention(
-                queries.transpose(1, 2),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                is_causal=True,
-                scale=1.0,
-                enable_gqa=True,
-            )
-            seen = attended.transpose(1, 2).reshape(len(hidden), -1)
-            if layer is self.layers[-1]:
-                hidden, seen = hidden[wanted], seen[wanted]
-            hidden = self.finish(layer, hidden, seen)
+            hidden = self._through(layer, hidden, queries, keys, values, wanted, None)
         return self.last(hidden)
+
+    def following(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+        """(P, H): the hidden states of what follows the prefixes of ``batch``, at the places
+        ``wanted`` (P,), row·T + column."""
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        nothing = wanted[:0]
+        self.hidden(batch.prefixes, nothing, kept)
+        shape = batch.ids.shape
+        rotations = self.rotations(batch.width + shape[1])[batch.positions.reshape(-1)]
+        seen = batch.seen()
+        hidden = self.embed(batch.ids.reshape(-1))
+        for layer, before in zip(self.layers, kept, strict=True):
+            turned, values = self.project(layer, hidden, rotations)
+            turned = turned.view(*shape, *turned.shape[1:])
+            queries, keys = turned[:, :, : self.query_heads], turned[:, :, self.query_heads :]
+            values = values.reshape(*shape, *values.shape[1:])
+            keys, values = (
+                torch.cat([old[batch.which], new], dim=1)
+                for old, new in zip(before, (keys, values), strict=True)
+            )
+            hidden = self._through(layer, hidden, queries, keys, values, wanted, seen)
+        return self.last(hidden)
+
+    def _through(
+        self,
+        layer: _Layer,
+        hidden: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        wanted: torch.Tensor,
+        seen: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The hidden state behind a layer, in the last one of ``wanted`` alone; queries, keys and
+        values are (B, T, heads, d), ``seen`` is a mask, None for a causal one."""
+        attended = functional.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=seen,
+            is_causal=seen is None,
+            scale=1.0,
+            enable_gqa=True,
+        )
+        attended = attended.transpose(1, 2).reshape(len(hidden), -1)
+        if layer is self.layers[-1]:
+            hidden, attended = hidden[wanted], attended[wanted]
+        return self.finish(layer, hidden, attended)
 
     # -- the parts of a forward pass ------------------------------------------------
 

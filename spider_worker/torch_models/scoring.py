@@ -4,8 +4,9 @@ from __future__ import annotations
 
 __all__ = ["LOGITS", "chunks", "distributions", "micro_batches", "preceding", "score"]
 
+import importlib
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from spider_worker.tokens import Ids, TokenScores, TopK
 from spider_worker.torch_models.causal import CausalModel
+from spider_worker.torch_models.prefixes import Batch, gather
 
 LOGITS: Final = 1 << 25
 """The most logits that exist at once: 128 MiB in float32."""
@@ -35,22 +37,49 @@ def preceding(
     model: CausalModel,
     sequences: Sequence[Ids | NDArray[np.int64]],
     positions: Sequence[NDArray[np.int64]],
+    *,
+    share: bool = True,
 ) -> torch.Tensor:
     """(P, H): the hidden state before each of ``positions`` (from 1), sequence by sequence. What
-    stands behind the last of them is not run."""
+    stands behind the last of them is not run, and with ``share`` what several begin with is run
+    once."""
     ends = [int(at.max(initial=1)) for at in positions]
-    width = max(ends)
-    padded = np.zeros((len(sequences), width), np.int64)
-    for row, (tokens, end) in enumerate(zip(sequences, ends, strict=True)):
-        padded[row, :end] = tokens[:end]
-    rows = np.repeat(np.arange(len(sequences)), [len(at) for at in positions])
-    places = rows * width + np.concatenate(positions) - 1
-    wanted = torch.from_numpy(places).to(model.device)
-    ids = torch.from_numpy(padded).to(model.device)
+    runs = [np.asarray(tokens[:end], np.int64) for tokens, end in zip(sequences, ends, strict=True)]
     lean = model.lean if torch.is_inference_mode_enabled() else None
-    if lean is not None:
-        return lean.hidden(ids, wanted)
-    return model.hidden(ids).flatten(0, 1)[wanted]
+    # The token before the first wanted place is the first whose state is.
+    starts = [int(at.min(initial=end)) - 1 for at, end in zip(positions, ends, strict=True)]
+    batch = gather(runs, starts, model.device) if model.takes_masks and share else None
+    if batch is None:
+        starts = [0] * len(runs)
+    width = max(end - start for start, end in zip(starts, ends, strict=True))
+    rows = np.repeat(np.arange(len(runs)), [len(at) for at in positions])
+    firsts = np.repeat(starts, [len(at) for at in positions])
+    places = rows * width + np.concatenate(positions) - 1 - firsts
+    wanted = torch.from_numpy(places).to(model.device)
+    if batch is not None:
+        return lean.following(batch, wanted) if lean else _following(model, batch)[wanted]
+    padded = np.zeros((len(runs), width), np.int64)
+    for row, tokens in enumerate(runs):
+        padded[row, : len(tokens)] = tokens
+    ids = torch.from_numpy(padded).to(model.device)
+    return lean.hidden(ids, wanted) if lean else model.hidden(ids).flatten(0, 1)[wanted]
+
+
+def _following(model: CausalModel, batch: Batch) -> torch.Tensor:
+    """(B·T, H): the hidden states of what follows the prefixes, with a gradient where there is
+    one."""
+    transformers: Any = importlib.import_module("transformers")
+    cache = transformers.DynamicCache(config=model.config)
+    model.hidden(batch.prefixes, past_key_values=cache, use_cache=True)
+    cache.batch_select_indices(batch.which)
+    return model.hidden(
+        batch.ids,
+        # Padding may be past the positions there are.
+        position_ids=batch.positions.clamp(max=model.context - 1),
+        attention_mask=batch.seen(),
+        past_key_values=cache,
+        use_cache=True,
+    ).flatten(0, 1)
 
 
 def chunks(count: int, vocabulary: int) -> Iterator[slice]:

@@ -41,7 +41,8 @@ def forward_backward(
     cut = _cut(model, data, batch_tokens)
     with _checkpointed(model) if checkpointing else contextlib.nullcontext():
         for batch in cut:
-            hidden = preceding(model, batch.sequences, batch.positions)
+            # A layer whose inside is computed again keeps no keys for others to see.
+            hidden = preceding(model, batch.sequences, batch.positions, share=not checkpointing)
             leaf = hidden.detach().requires_grad_()
             values = torch.empty(len(batch), dtype=torch.float32)
             for part in chunks(len(batch), model.vocabulary):
