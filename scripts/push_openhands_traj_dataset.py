@@ -19,7 +19,10 @@ from pathlib import Path
 
 from spider_sdk.errors import SpiderError
 from spider_worker.trajectories.filters import FILTERS
+from spider_worker.trajectories.known_secrets import known_secrets
+from spider_worker.trajectories.layout import METADATA
 from spider_worker.trajectories.messages import FORMATS
+from spider_worker.trajectories.metadata import read_metadata
 from spider_worker.trajectories.push import push
 
 #: The run's file.
@@ -34,23 +37,26 @@ CONFIG_NAME: str | None = None
 PUSH_FILTER = "all"
 #: How messages are written: text (role and content) or openai (with tool calls).
 MESSAGES_FORMAT = "text"
-#: Environment variables whose values must not be in the data set.
-SECRET_VARIABLES: tuple[str, ...] = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+#: Environment variables whose values must not be in the data set, beside those that sound like
+#: keys (*_API_KEY, *_TOKEN …) and the one that the run's metadata.json names.
+SECRET_VARIABLES: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     names = [*SECRET_VARIABLES, *options.secret_env]
+    output = Path(options.input)
     try:
+        metadata = read_metadata(output.with_name(METADATA))
         pushed = push(
-            Path(options.input),
+            output,
             options.repo_id,
             token=os.environ.get("HF_TOKEN"),
             private=options.private,
             config_name=options.config_name,
             push_filter=options.push_filter,
             messages_format=options.messages_format,
-            secrets=[os.environ[name] for name in names if os.environ.get(name)],
+            secrets=known_secrets(os.environ, metadata, names),
         )
     except SpiderError as error:
         print(f"error: {error}", file=sys.stderr)

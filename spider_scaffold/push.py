@@ -14,10 +14,9 @@ from spider_sdk.cli.options import pass_state
 from spider_sdk.cli.state import State, json_option
 from spider_sdk.errors import FatalJobError, PipelineError, ServerUnreachable
 from spider_worker.trajectories.filters import FILTERS
+from spider_worker.trajectories.layout import METADATA
 from spider_worker.trajectories.messages import FORMATS
-
-#: Variables whose values are looked for in what is published, beside what looks like a key.
-_SECRETS = ("HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENROUTER_API_KEY")
+from spider_worker.trajectories.metadata import read_metadata
 
 
 @click.command()
@@ -59,8 +58,8 @@ def push(
 ) -> None:
     """Publish a run's trajectories as a configuration of a data set on the Hub.
 
-    Needs HF_TOKEN. Values of usual key variables, and whatever looks like a key, are taken out
-    first. Pushing the same file again changes nothing; other configurations stay.
+    Needs HF_TOKEN. Values of variables that sound like keys, and whatever looks like a key, are
+    taken out first. Pushing the same file again changes nothing; other configurations stay.
     """
     publish(
         state,
@@ -71,7 +70,7 @@ def push(
         push_filter=push_filter,
         messages_format=messages_format,
         token=os.environ.get("HF_TOKEN"),
-        secrets=[os.environ[name] for name in (*_SECRETS, *names) if os.environ.get(name)],
+        secrets=[os.environ[name] for name in names if os.environ.get(name)],
     )
 
 
@@ -87,11 +86,14 @@ def publish(
     token: str | None,
     secrets: Sequence[str],
 ) -> None:
-    """Push and say what came of it. Raises ServerUnreachable where the Hub does not answer, and
+    """Push and say what came of it. ``secrets`` are taken out besides those that variables of this
+    process hold (``known_secrets``). Raises ServerUnreachable where the Hub does not answer, and
     otherwise what ``trajectories.push`` raises."""
     # Here, not above: pyarrow and huggingface_hub are not for the help.
     from spider_worker.trajectories import push as pushing
+    from spider_worker.trajectories.known_secrets import known_secrets
 
+    metadata = read_metadata(output.with_name(METADATA))
     try:
         pushed = pushing.push(
             output,
@@ -101,7 +103,7 @@ def publish(
             config_name=config_name,
             push_filter=push_filter,
             messages_format=messages_format,
-            secrets=secrets,
+            secrets=[*secrets, *known_secrets(os.environ, metadata)],
         )
     except FatalJobError:
         raise

@@ -44,14 +44,15 @@ def run_metadata(
     git_commit: str | None = None,
 ) -> dict[str, Any]:
     """The metadata of a config, with the keys that readers of OpenHands' files know; no key or
-    other secret is in it. ``start_time`` None: now. ``git_commit`` None: Spider is installed from
-    a package; ``details`` has its version."""
+    other secret is in it, but the name of the variable that holds the model's. ``start_time`` None:
+    now. ``git_commit`` None: Spider is installed from a package; ``details`` has its version."""
     started = start_time or datetime.datetime.now(datetime.UTC)
     return {
         "agent_class": config.agent_class,
         "llm_config": {
             "model": config.llm_model,
             "base_url": config.llm_base_url,
+            "api_key_env": config.llm_api_key_env,
             "temperature": config.temperature,
             "input_cost_per_token": config.input_cost_per_token,
             "output_cost_per_token": config.output_cost_per_token,

@@ -248,7 +248,7 @@ def test_a_lost_answer_to_the_commit_makes_no_second_one(
 def test_the_script_pushes_by_hand(
     hub: HubEmulator, loader: HubLoader, repo_id: str, output: Path
 ) -> None:
-    append(output, record("leaky", error="ghp_" + "aB3" * 12 + " and my-own-secret-value"))
+    append(output, record("leaky", error="ghp_" + "aB3" * 12 + " my-own-secret-value together-77"))
     env = {
         **os.environ,
         "HF_TOKEN": WRITE_TOKEN,
@@ -256,6 +256,7 @@ def test_the_script_pushes_by_hand(
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MY_KEY": "my-own-secret-value",
+        "TOGETHER_API_KEY": "together-77",
     }
     flags = ["--input", output, "--repo-id", repo_id, "--config-name", "mine"]
     flags += ["--push-filter", "finished", "--messages-format", "openai", "--secret-env", "MY_KEY"]
@@ -269,7 +270,7 @@ def test_the_script_pushes_by_hand(
     assert done.returncode == 0, done.stderr
     url = f"{hub.endpoint}/datasets/{repo_id}"
     assert done.stdout == f"{url}: 4 rows in configuration mine (pushed)\n"
-    assert "taken out of leaky: github-token (1), job-secret (1)" in done.stderr
+    assert "taken out of leaky: github-token (1), job-secret (2)" in done.stderr
     assert "my-own" not in done.stderr
     assert hub.repo(repo_id).private
     assert "stood there already" in run().stdout

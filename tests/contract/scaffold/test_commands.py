@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.utils
+import pyarrow.parquet as pq
 import pytest
 
 from spider_scaffold.cli import run
+from spider_sdk.config.model import SweConfig
 from spider_worker.trajectories import push as pushing
 from spider_worker.trajectories import record
+from spider_worker.trajectories.metadata import run_metadata
 from spider_worker.trajectories.output_file import append, read
 from tests.support.hub_emulator import READ_TOKEN, USER, WRITE_TOKEN, HubEmulator
 from tests.support.swe_repos import SweRepo, make_repos, write_jsonl
@@ -109,6 +113,29 @@ def test_a_run_is_pushed(hub: HubEmulator, arguments: list[str], capsys: Capture
     assert run([*arguments, *more, "--push-filter", "resolved", "--json"]) == 0
     pushed = json.loads(capsys.readouterr().out)
     assert (pushed["rows"], pushed["committed"], pushed["redacted"]) == (1, True, {})
+
+
+def test_the_keys_of_the_shipped_examples_stay_here(
+    hub: HubEmulator, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {
+        name: f"value-of-{name[:4].lower()}-77"
+        for name in ("FIREWORKS_API_KEY", "TOGETHER_API_KEY", "VLLM_API_KEY", "OWN_KEY")
+    }
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    output = write_run(tmp_path / "run", [made_up("a", instruction=" ".join(keys.values()))])
+    config = SweConfig(llm_model="openai/gpt-4o", llm_api_key_env="OWN_KEY")
+    output.with_name("metadata.json").write_text(json.dumps(run_metadata(config)))
+    repo_id = f"{USER}/scaffold-{next(_numbers)}"
+    assert run(["push", "--input", str(output), "--repo-id", repo_id]) == 0
+    assert capsys.readouterr().err == "taken out of a: job-secret (4)\n"
+    (table,) = [
+        pq.read_table(io.BytesIO(blob.content))
+        for name, blob in hub.repo(repo_id).files.items()
+        if name.endswith(".parquet")
+    ]
+    assert table["instruction"].to_pylist() == [" ".join(["[REDACTED:job-secret]"] * 4)]
 
 
 @pytest.mark.parametrize(("token", "said"), [("", "HF_TOKEN"), (READ_TOKEN, "HF_TOKEN")])
