@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FINAL_LINE", "Results"]
+__all__ = ["FINAL_LINES", "Results"]
 
 from collections.abc import Iterator
 from typing import IO, Final
@@ -10,9 +10,10 @@ from typing import IO, Final
 from spider_sdk.errors import ArtifactNotFound
 from spider_worker.fleet.artifacts import ArtifactEntry, ArtifactStore
 
-#: How the line of a finished record begins, in shards and journals alike. Other lines of a
-#: journal (a completion that waits for its post-processor, a dropped row) are not results.
-FINAL_LINE: Final = b'{"id":'
+#: How the line of a finished record begins, in shards and journals alike: a row's, and that of a
+#: coding agent's run. Other lines of a journal (a completion that waits for its post-processor, a
+#: dropped row, an agent's turn) are not results.
+FINAL_LINES: Final = (b'{"id":', b'{"instance_id":')
 #: How often a unit's file may be replaced between two looks at the manifest.
 REPLACED: Final = 10
 
@@ -36,7 +37,7 @@ class Results:
             with self._open(job_id, entry) as file:
                 for line in file:
                     # A journal's last line may still be on its way to the disk.
-                    if line.endswith(b"\n") and line.startswith(FINAL_LINE):
+                    if line.endswith(b"\n") and line.startswith(FINAL_LINES):
                         yield line[:-1]
 
     def _open(self, job_id: str, entry: ArtifactEntry) -> IO[bytes]:

@@ -108,6 +108,8 @@ def _translate(error: Exception, spec: DatasetSpec) -> PipelineError:
         return PipelineError(f"{where} could not be read for now: {_first_line(error)}")
     if isinstance(error, exceptions.DatasetGenerationError):
         return FatalJobError(f"{where} cannot be read: {_first_line(chain[-1])}")
+    if isinstance(error, StopIteration):  # what the library makes of files without a row
+        return FatalJobError(f"{where} holds no rows")
     if isinstance(error, ValueError | TypeError | KeyError | FileNotFoundError):
         # Unknown splits (with those that there are), configs and options, unreadable files.
         return FatalJobError(f"{where} cannot be loaded: {_text(error)}")

@@ -236,12 +236,14 @@ def _window(count: int) -> int:
 
 
 def _mean(values: Values, window: int) -> Values:
-    """The mean of those of the ``window`` values around each that are there; NaN for none."""
+    """The mean of those of the ``window`` values around each that are there; NaN for none, and
+    before the first and behind the last of all, where nothing was measured."""
     there = np.isfinite(values)
     kernel = np.ones(window)
     total = np.convolve(np.where(there, values, 0.0), kernel, "same")
     count = np.convolve(there, kernel, "same")
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    within = np.logical_or.accumulate(there) & np.logical_or.accumulate(there[::-1])[::-1]
+    return np.where(within & (count > 0), total / np.maximum(count, 1), np.nan)
 
 
 def _ranges(steps: Values, values: Values) -> tuple[Values, Values, Values]:

@@ -45,7 +45,7 @@ class PretendedSwe:
         _log(f"begin {ctx.unit.id} {ctx.grant}")
         await asyncio.to_thread(_wait, Path(os.environ["SWE_GATE"]))
         path = ctx.scratch / "record.jsonl"
-        path.write_text(json.dumps({"id": ctx.unit.id}, separators=(",", ":")) + "\n")
+        path.write_text(json.dumps({"instance_id": ctx.unit.id}, separators=(",", ":")) + "\n")
         return UnitOutcome({"rows_done": 1, "rows_ok": 1, "cost_usd": 1.0}, file=path)
 
     async def publish(self, ctx: JobContext[SweConfig]) -> None:

