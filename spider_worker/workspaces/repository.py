@@ -10,7 +10,7 @@ All git runs in the box, with no user's, system's or agent's settings; none of i
 
 from __future__ import annotations
 
-__all__ = ["PATCH_BYTES", "prepare", "take_patch"]
+__all__ = ["PATCH_BYTES", "UnusablePatch", "prepare", "take_patch"]
 
 import asyncio
 import shlex
@@ -23,7 +23,7 @@ from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.base import Box, Finished
 from spider_worker.workspaces.git import ENVIRONMENT, OPTIONS
 
-#: A patch of more bytes is an error: nobody wrote that by hand.
+#: A patch of more bytes is none: nobody wrote that by hand.
 PATCH_BYTES: Final = 16 << 20
 
 #: ``g`` is git with our settings, ``work`` a folder of the script's own.
@@ -39,18 +39,42 @@ _NO_NESTED_REPOSITORIES: Final = """
 find . -mindepth 2 -name .git -prune -exec rm -rf {} +
 """
 
+# Beside what the origin tracks, images keep what was built of the state without the fault. Bytecode
+# goes at once, and when the fault is in, copies (``build/lib``) of what it changed. A file is
+# hashed where its size says that it may be such a copy.
+_NO_COPIES: Final = """
+if [ -s "$work/good" ]; then
+    sizes=
+    while read -r blob; do
+        size=$(g cat-file -s "$blob")
+        [ "$size" = 0 ] || sizes="$sizes -o -size ${size}c"
+    done < "$work/good"
+    export GOOD="$work/good" SIZES="${sizes# -o }"
+    g ls-files -z -o >> "$work/untracked"
+    [ -z "$SIZES" ] || sort -z -u "$work/untracked" | sed -z 's|^|./|' |
+        xargs -0 -r sh -c 'find "$@" -maxdepth 0 -type f "(" $SIZES ")" -print0' sh |
+        xargs -0 -r -n 1 sh -c '
+            blob=$(GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=* \\
+                git hash-object --no-filters -- "$1")
+            if grep -q -x -F -e "$blob" "$GOOD"; then rm -f -- "$1"; fi' sh
+fi
+"""
+
 # What the origin tracks although it ignores it, stays tracked.
 _BREAK: Final = (
     """
 cat > "$work/patch"
-[ -e .git ] || g init -q .
+repository=1
+[ -e .git ] || { g init -q .; repository=; }
 rm -f .git/index.lock
 g ls-files -s -z | grep -z '^160000 ' | cut -z -f 2- > "$work/links" || true
 xargs -0 -r git rm -q -f --cached --ignore-unmatch -- < "$work/links"
 """
     + _NO_NESTED_REPOSITORIES
     + """
-g ls-files -z -o -- '*.orig' '*.rej' | xargs -0 -r rm -f --
+g ls-files -z -o -- '*.orig' '*.rej' '*.pyc' '*.pyo' '__pycache__/*' '*/__pycache__/*' |
+    xargs -0 -r rm -f --
+[ -z "$repository" ] || g ls-files -z -o > "$work/untracked"
 g add -A .
 before=$(g write-tree)
 if [ -s "$work/patch" ]; then
@@ -62,8 +86,11 @@ if [ -s "$work/patch" ]; then
         echo "the bug patch changes nothing" >&2
         exit 1
     fi
+    g diff-index --cached --no-renames --diff-filter=DMT "$before" |
+        cut -d ' ' -f 3 | sort -u > "$work/good"
 fi
 """
+    + _NO_COPIES
 )
 
 # Prints an archive of what the vault is to hold. The index is made anew, so that files are hashed
@@ -119,6 +146,10 @@ difference
 head -c "$LIMIT" "$work/patch"
 """
 )
+
+
+class UnusablePatch(WorkspaceError):
+    """What is different in a tree is more than a patch may be, or has names that none can hold."""
 
 
 async def prepare(
@@ -177,7 +208,7 @@ async def take_patch(box: Box, *, timeout: float = 600.0) -> str:  # noqa: ASYNC
     within the tree loses its ``.git``, its files count. Call it when the agent has ended.
 
     The text is UTF-8 at any rate: where a changed file is in another encoding, all changes are
-    given as binary ones. Raises WorkspaceError for a patch of more than PATCH_BYTES.
+    given as binary ones. Raises UnusablePatch for one of more than PATCH_BYTES.
     """
     commit = _commit(box)
     for as_binary in ("0", "1"):
@@ -196,12 +227,12 @@ async def take_patch(box: Box, *, timeout: float = 600.0) -> str:  # noqa: ASYNC
         patch = file.read_bytes()
         file.unlink()
         if len(patch) > PATCH_BYTES:
-            raise WorkspaceError(f"the patch has more than {PATCH_BYTES >> 20} MiB")
+            raise UnusablePatch(f"the patch has more than {PATCH_BYTES >> 20} MiB")
         try:
             return patch.decode()
         except UnicodeDecodeError:
             continue
-    raise WorkspaceError("the names of changed files are not UTF-8")
+    raise UnusablePatch("the names of changed files are not UTF-8")
 
 
 def _expect(done: Finished, task: Task, what: str) -> None:

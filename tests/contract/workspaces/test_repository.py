@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from spider_sdk.errors import WorkspaceError
 from spider_worker.swe_tasks.base import Origin, Task
 from spider_worker.workspaces import repository
 from spider_worker.workspaces.base import Box
-from spider_worker.workspaces.repository import prepare, take_patch
+from spider_worker.workspaces.repository import UnusablePatch, prepare, take_patch
 from tests.support.boxes import KINDS, bare_task, workspace
 from tests.support.swe_repos import SweRepo, make_repos
 
@@ -165,6 +166,68 @@ def test_set_up_commands_run_in_the_broken_tree_and_may_fail(tmp_path: Path) -> 
     failing = Task("i", "r", "p", task.origin, setup_cmds=("echo why >&2; exit 3",))
     with pytest.raises(WorkspaceError, match=r"set-up command .* failed: why"):
         in_box(failing, tmp_path, use)
+
+
+GOOD = "def mean(xs):\n    return sum(xs) / len(xs)\n"
+BUG = """\
+--- a/pkg/calc.py
++++ b/pkg/calc.py
+@@ -1,2 +1,2 @@
+ def mean(xs):
+-    return sum(xs) / len(xs)
++    return sum(xs) // len(xs)
+--- a/pkg/gone.py
++++ /dev/null
+@@ -1 +0,0 @@
+-gone = 1
+"""
+
+
+@pytest.mark.parametrize("setup", [(), ("cp pkg/calc.py build/lib/pkg/new.py",)])
+def test_no_copy_of_the_good_state_is_left_where_git_does_not_look(
+    setup: tuple[str, ...], tmp_path: Path
+) -> None:
+    """An image has been built in: its tree has what Python and setuptools made of it."""
+    folder = tmp_path / "origin"
+    task = bare_task(folder)
+    (folder / "pkg").mkdir()
+    (folder / "pkg/calc.py").write_text(GOOD)
+    (folder / "pkg/gone.py").write_text("gone = 1\n")
+    (folder / "pkg/__init__.py").write_text("")
+    (folder / "copy.py").write_text(GOOD)  # the project's own, for all that is known
+    (folder / ".gitignore").write_text("build/\n__pycache__/\n*.egg\n")
+    for command in (
+        ("add", "-A"),
+        ("-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "P"),
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    built = (
+        "python3 -m compileall -q pkg; mkdir -p build/lib; cp -r pkg build/lib/;"
+        " mkdir 'build/odd  name'; cp pkg/calc.py 'build/odd  name/-x';"
+        " cp pkg/gone.py build/new$(printf '\\nline').py;"
+        " echo 'ab' > build/kept.txt; cp pkg/__init__.py build/empty;"
+        " ln -s ../pkg/calc.py build/link; tr '[a-z]' '[b-za]' < pkg/calc.py > build/same-size;"
+        " touch top.pyc x.egg; cp pkg/calc.py loose.py"
+    )
+
+    async def run() -> None:
+        async with workspace("local", tmp_path / "boxes").open(task) as box:
+            await sh(box, built)
+            assert int(await sh(box, "grep -r -l 'xs) / len' . --include='*' | wc -l")) >= 4
+            broken = dataclasses.replace(task, bug_patch=BUG, setup_cmds=setup)
+            await prepare(box, broken)
+            found = await sh(box, "grep -r -l -e 'xs) / len' -e 'gone = 1' . || true")
+            assert found.split() == ["./copy.py"]
+            assert await sh(box, "find . -name '*.pyc' -o -name __pycache__ -type f") == ""
+            left = await sh(box, "find build top.pyc x.egg -type f -o -type l 2>/dev/null | sort")
+            new = ["build/lib/pkg/new.py"] if setup else []
+            assert left.split() == [
+                "build/empty", "build/kept.txt", "build/lib/pkg/__init__.py", *new, "build/link",
+                "build/same-size", "x.egg",
+            ]  # fmt: skip
+            assert await take_patch(box) == ""
+
+    asyncio.run(run())
 
 
 # -- what an agent may do ----------------------------------------------------------------------
@@ -333,7 +396,7 @@ def test_a_huge_patch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     async def use(box: Box) -> None:
         await sh(box, "head -c 3000000 /dev/zero | tr '\\0' x > big.txt")
-        with pytest.raises(WorkspaceError, match="more than 1 MiB"):
+        with pytest.raises(UnusablePatch, match="more than 1 MiB"):
             await take_patch(box)
 
     in_box(bare_task(tmp_path / "origin"), tmp_path, use)
