@@ -22,7 +22,12 @@ from openhands.sdk.event.llm_convertible import (
     ObservationBaseEvent,
     SystemPromptEvent,
 )
-from openhands.sdk.llm.exceptions import LLMError
+from openhands.sdk.llm.exceptions import (
+    LLMBadRequestError,
+    LLMContextWindowExceedError,
+    LLMError,
+    LLMMalformedConversationHistoryError,
+)
 from openhands.tools.preset.default import get_default_tools
 from openhands.tools.terminal import TerminalAction, TerminalTool
 from pydantic import SecretStr
@@ -32,6 +37,10 @@ from spider_agent.lines import LineWriter, Request
 log = logging.getLogger(__name__)
 
 _LIMITS: Final = {"MaxIterationsReached": "max_iterations", "MaxBudgetReached": "max_budget"}
+#: Answers of an endpoint that say that the same request would be refused again.
+_REFUSALS: Final = frozenset({400, 404, 422})
+#: Packages whose errors are the model's service's, and not the agent's.
+_SERVICES: Final = ("litellm", "openai")
 _PROBES: Final = 5
 _PROBE_SECONDS: Final = 5.0
 
@@ -95,7 +104,7 @@ class _Episode:
         except ConversationRunError as error:
             cause = error.original_exception
             said = f"{type(cause).__name__}: {cause}"
-            return ("llm_error" if _is_llms(cause) else "agent_error"), said
+            return _end_by(cause), said
         finally:
             self._tell_messages()
             self._tell_metrics()
@@ -167,6 +176,13 @@ class _Episode:
             self._out.say("metrics", turns=len(metrics["token_usages"]), metrics=metrics)
 
 
-def _is_llms(error: BaseException) -> bool:
-    """Whether the model's service failed, and not the agent."""
-    return isinstance(error, LLMError) or type(error).__module__.startswith(("litellm", "openai"))
+def _end_by(error: BaseException) -> str:
+    """The status of an episode that this error ended."""
+    if not (isinstance(error, LLMError) or type(error).__module__.startswith(_SERVICES)):
+        return "agent_error"
+    if isinstance(error, LLMContextWindowExceedError):
+        return "context_window"
+    bad = isinstance(error, LLMBadRequestError | LLMMalformedConversationHistoryError)
+    if bad or getattr(error, "status_code", None) in _REFUSALS:
+        return "llm_refused"
+    return "llm_error"

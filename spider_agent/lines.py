@@ -21,8 +21,17 @@ import threading
 from typing import IO, Any
 
 #: How an episode may end by itself. The worker adds its own: ``timeout``, ``cancelled``,
-#: ``workspace_error``, and ``empty_patch`` for one that finished without a change.
-STATUSES = ("finished", "stuck", "max_iterations", "max_budget", "llm_error", "agent_error")
+#: ``workspace_error``, and for one that finished ``empty_patch`` and ``unusable_patch``.
+STATUSES = (
+    "finished",
+    "stuck",
+    "max_iterations",
+    "max_budget",
+    "context_window",
+    "llm_refused",
+    "llm_error",
+    "agent_error",
+)
 
 
 @dataclasses.dataclass(frozen=True)

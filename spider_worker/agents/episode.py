@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from spider_sdk.errors import WorkspaceError
 from spider_worker.agents.pool import PoolGone
 
 #: A line longer than this is no line: an event holds an observation, which the SDK cuts.
@@ -29,7 +30,8 @@ class Heard:
     """What has been heard of an episode so far; partial where it was ended from outside.
 
     ``status`` and ``error`` as in ``spider_agent.lines``; ``status`` is ``timeout`` or
-    ``agent_error`` where the worker ended it or it broke without a word, and None while it runs.
+    ``cancelled`` where the worker ended it, ``agent_error`` where it did not come up or broke
+    without a word, and None while it runs.
     ``seconds`` count from the moment that the agent was ready.
     """
 
@@ -61,7 +63,8 @@ Listener = Callable[[Mapping[str, Any], Heard], None]
 
 class Process(Protocol):
     """A started episode. ``ended`` resolves to its exit status once nothing of it is alive; it
-    raises PoolGone where that is not known. ``kill`` brings that about."""
+    raises WorkspaceError (PoolGone, of the pool) where that is not known. ``kill`` brings that
+    about."""
 
     @property
     def ended(self) -> asyncio.Future[int]: ...
@@ -102,8 +105,8 @@ class Episode:
 
     async def run(self) -> Heard:
         """Run it to its end: its own, or the hard one after ``timeout`` seconds of work. Nothing
-        of it is alive afterwards, also when this is cancelled. Raises WorkspaceError where it
-        could not be started."""
+        of it is alive afterwards, also when this is cancelled. What it runs in may be lost with it,
+        which is an end like others. Raises WorkspaceError where it could not be started."""
         request, writing = os.pipe()
         reading, lines = os.pipe()
         opened = [request, lines]
@@ -125,38 +128,49 @@ class Episode:
         stopping = asyncio.ensure_future(self._stop() if self._stop else asyncio.Event().wait())
         try:
             await asyncio.to_thread(_write, writing, json.dumps(self._request).encode() + b"\n")
-            if await self._wait([ready, child.ended], stopping, _START_SECONDS):
+            late = f"the agent did not come up within {_START_SECONDS:g} s"
+            starting = self._wait(
+                [ready, child.ended], stopping, _START_SECONDS, ("agent_error", late)
+            )
+            if await starting:
                 began = time.monotonic()
-                await self._wait([listening, child.ended], stopping, self._timeout)
+                late = f"it was still at work after {self._timeout:g} s"
+                working = [listening, child.ended]
+                await self._wait(working, stopping, self._timeout, ("timeout", late))
         finally:
             ready.cancel()
             stopping.cancel()
-            child.kill()
+            with contextlib.suppress(PoolGone):
+                child.kill()
             await self._gone(child.ended)
             self.heard.seconds = time.monotonic() - began
             # What it said before it was killed is in the pipe; nobody holds its other end now.
             await asyncio.wait([listening])
         if self.heard.status is None:
-            self._explain(child.ended.result())
+            self._explain(child.ended)
         return self.heard
 
     async def _wait(
-        self, what: Sequence[asyncio.Future[Any]], stopping: asyncio.Future[Any], seconds: float
+        self,
+        what: Sequence[asyncio.Future[Any]],
+        stopping: asyncio.Future[Any],
+        seconds: float,
+        late: tuple[str, str],
     ) -> bool:
-        """Until one of ``what`` is done, at most so long. False where the episode is to be ended
-        instead."""
+        """Until one of ``what`` is done, at most so long; after that it is ended as ``late`` says.
+        False where it is to be ended."""
         done, _ = await asyncio.wait(
             [*what, stopping], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
         )
         if not done:
-            self.heard.status = "timeout"
-            self.heard.error = f"it was still at work after {seconds:g} s"
-        elif stopping in done:
+            self.heard.status, self.heard.error = late
+            return False
+        if stopping in done and self.heard.status is None:
             self.heard.status, self.heard.error = "cancelled", "the job was cancelled"
-        return self.heard.status not in ("timeout", "cancelled")
+        return stopping not in done
 
     async def _gone(self, ended: asyncio.Future[int]) -> None:
-        with contextlib.suppress(PoolGone):
+        with contextlib.suppress(WorkspaceError):
             async with asyncio.timeout(_PATIENCE):
                 await asyncio.shield(ended)
 
@@ -182,11 +196,18 @@ class Episode:
         if self._listener is not None:
             self._listener(line, self.heard)
 
-    def _explain(self, code: int) -> None:
+    def _explain(self, ended: asyncio.Future[int]) -> None:
+        """It ended without a word of how."""
+        self.heard.status = "agent_error"
+        if (lost := ended.exception()) is not None:
+            why = "" if isinstance(lost, PoolGone) else f": {lost}"
+            self.heard.error = f"the agent was lost with what it ran in{why}"
+            return
         said = self._log.read_text(errors="replace").strip().splitlines()
         last = said[-1] if said else "it printed nothing"
-        self.heard.status = "agent_error"
-        self.heard.error = f"the agent's process ended with {code} and no last word: {last}"
+        self.heard.error = (
+            f"the agent's process ended with {ended.result()} and no last word: {last}"
+        )
 
 
 async def run_episode(start: Start, request: Mapping[str, Any], **options: Any) -> Heard:

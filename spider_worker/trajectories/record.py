@@ -20,11 +20,14 @@ Key = tuple[str, int]
 STATUSES: Final[Mapping[str, str]] = {
     "finished": "the agent said that it was done, and the tree had changed",
     "empty_patch": "the agent said that it was done, and the tree was as before",
+    "unusable_patch": "the agent said that it was done, and had changed more than a patch holds",
     "stuck": "the agent went round in circles",
     "max_iterations": "its iterations were used up",
     "max_budget": "its money was used up",
+    "context_window": "the conversation became too long for the model",
     "timeout": "its time was used up",
-    "llm_error": "the model's endpoint failed, or refused what was sent",
+    "llm_refused": "the model's endpoint took what was sent for a wrong request",
+    "llm_error": "the model's endpoint failed, or refused the call",
     "workspace_error": "the place to work in could not be had or broke",
     "agent_error": "the agent's own process failed",
     "cancelled": "the job was cancelled",
@@ -32,7 +35,17 @@ STATUSES: Final[Mapping[str, str]] = {
 
 #: What a resumed run leaves alone: another attempt would end the same way. The other statuses
 #: say that something was in the agent's way, and are tried again.
-DONE: Final = frozenset({"finished", "empty_patch", "stuck", "max_iterations", "max_budget"})
+DONE: Final = frozenset(
+    {
+        "finished",
+        "empty_patch",
+        "unusable_patch",
+        "stuck",
+        "max_iterations",
+        "max_budget",
+        "context_window",
+    }
+)
 
 
 def is_done(status: str) -> bool:

@@ -47,9 +47,21 @@ def root() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def canary() -> Iterator[str]:
+    """A value in this process's environment as long as any pool lives."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CANARY_TOKEN", "canary-f3b1")
+        yield "canary-f3b1"
+
+
 @pytest.fixture(scope="session", params=["bwrap", "local"])
 def pool(
-    request: pytest.FixtureRequest, run: Run[Any], python: str, root: Path
+    request: pytest.FixtureRequest,
+    run: Run[Any],
+    python: str,
+    root: Path,
+    canary: str,  # before the pool
 ) -> Iterator[AgentPool]:
     confined = request.param == "bwrap"
     if confined and shutil.which("bwrap") is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from spider_worker.agents import episode
 from spider_worker.agents.episode import Heard
 from spider_worker.agents.pids import can_bound, pids_group
 from spider_worker.agents.pool import AgentPool
@@ -136,6 +137,22 @@ def test_a_failing_endpoint_is_the_models_error(stage: Stage) -> None:
     assert stage.ticket.failures >= 1
 
 
+@pytest.mark.parametrize("code", [400, 404, 422])
+def test_a_request_that_is_wrong_is_an_end_of_its_own(stage: Stage, code: int) -> None:
+    heard = stage.play([shell("echo before"), {"status": code, "message": "no such field"}])
+    assert heard.status == "llm_refused"
+    assert "no such field" in str(heard.error)
+    assert "before" in observations(heard)[0]
+
+
+def test_a_conversation_that_is_too_long_is_an_end_of_its_own(stage: Stage) -> None:
+    said = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"
+    heard = stage.play([shell("echo before"), {"status": 400, "message": said}])
+    assert heard.status == "context_window"
+    assert "4096 tokens" in str(heard.error)
+    assert "before" in observations(heard)[0]
+
+
 def test_a_refused_key_is_known_as_one(stage: Stage) -> None:
     heard = stage.play([{"status": 401, "message": "no such key"}])
     assert heard.status == "llm_error"
@@ -164,6 +181,32 @@ def test_a_hung_model_is_ended(stage: Stage) -> None:
     assert heard.turns == 1
 
 
+def test_an_agent_that_does_not_come_up_is_no_timeout(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode, "_START_SECONDS", 0.001)
+    heard = stage.play([shell("echo never")])
+    assert (heard.status, heard.error) == (
+        "agent_error",
+        "the agent did not come up within 0.001 s",
+    )
+
+
+def test_what_was_heard_outlives_the_pool(stage: Stage) -> None:
+    """The process that forks agents may be killed for its memory while they are at work."""
+
+    def lose(line: Any, _: Heard) -> None:
+        if line["op"] == "messages" and line["messages"][-1]["role"] == "tool":
+            assert stage.pool._process is not None
+            stage.pool._process.kill()
+
+    heard = stage.play([shell("echo kept"), {"hang": True}], listener=lose)
+    assert heard.status == "agent_error"
+    assert "lost with what it ran in" in str(heard.error)
+    assert "kept" in observations(heard)[0]
+    assert heard.turns == 1
+
+
 def test_it_ends_when_it_is_told_to(stage: Stage) -> None:
     began = asyncio.Event()
 
@@ -184,17 +227,16 @@ def test_an_agent_that_kills_its_own_process_is_told_of(stage: Stage) -> None:
     assert "kept" in observations(heard)[0]
 
 
-def test_it_sees_nothing_of_the_workers_environment(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_canary")  # for pools that are made from here on, too
-    heard = stage.play([shell("env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")])
-    said = observations(heard)[0]
-    assert "PATH=" in said
-    assert "the-real-key" not in said
+def test_it_sees_nothing_of_the_workers_environment(stage: Stage, canary: str) -> None:
+    heard = stage.play([shell("env"), shell("cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'")])
+    own, everyones = observations(heard)[:2]
+    assert "PATH=" in own
+    assert "PATH=" in everyones
+    assert canary not in own
+    assert "the-real-key" not in own
     if stage.pool.confined:
-        assert "HF_TOKEN" not in said
-        assert "hf_canary" not in said
+        assert canary not in everyones
+        assert "the-real-key" not in everyones
 
 
 def test_a_confined_agent_sees_its_tree_alone(stage: Stage) -> None:
@@ -239,9 +281,13 @@ def test_a_fork_bomb_stays_in_its_group(stage: Stage) -> None:
         heard = stage.play([shell(bomb), shell("echo over")], cgroup=group, timeout=60)
         assert group is not None
         assert int((group.parent / "pids.max").read_text()) == 120
+        # The kernel's own count of the processes that it did not let it have.
+        refused = (group.parent / "pids.events").read_text().split()
+        assert refused[0] == "max"
+        assert int(refused[1]) > 0
+    # Not even the agent's next command could be started, or it waited for one that could not.
+    assert "Resource temporarily unavailable" in " ".join(observations(heard))
     assert heard.status is not None
-    said = " ".join(observations(heard))
-    assert "Resource temporarily unavailable" in said or "Cannot fork" in said or heard.error
     assert not alive(marker)
 
 

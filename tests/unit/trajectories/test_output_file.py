@@ -142,7 +142,9 @@ def test_what_is_done_is_left_alone_and_what_failed_is_tried_again(
     output: Path, status: str
 ) -> None:
     append(output, record("a", status=status))
-    retried = {"timeout", "llm_error", "workspace_error", "agent_error", "cancelled"}
+    retried = {
+        "timeout", "llm_refused", "llm_error", "workspace_error", "agent_error", "cancelled",
+    }  # fmt: skip
     assert read_index(output).done == (frozenset() if status in retried else {("a", 0)})
     assert is_done(status) is (status not in retried)
 
