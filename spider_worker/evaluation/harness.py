@@ -8,13 +8,12 @@ ends with the command.
 
 from __future__ import annotations
 
-__all__ = ["ENVIRONMENT", "SuiteRun", "run_suite", "suite_command"]
+__all__ = ["ENVIRONMENT", "SuiteRun", "run_suite"]
 
 import asyncio
 import base64
 import binascii
 import dataclasses
-import re
 import secrets
 import shlex
 import zlib
@@ -22,10 +21,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from spider_sdk.errors import WorkspaceError
-from spider_worker.evaluation.policy import named_files
+from spider_worker.evaluation.commands import suite_command
 from spider_worker.evaluation.statuses import Results, read_results
 from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.base import Box
+from spider_worker.workspaces.git import OPTIONS
 
 #: What makes two runs of the same tests alike.
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -37,12 +37,23 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 _LOG_BYTES: Final = 4 << 20  # of the log's end
 _JUNIT_BYTES: Final = 64 << 20
 _KEPT_LOG: Final = 20_000  # characters of the log's end, for whoever asks why
+#: Names, at the end of a line, of what compilers and Cython read.
+_COMPILED: Final = r'[.](pyx|pxd|pxi|c|cc|cpp|cxx|h|hh|hpp|f|f90)("|[.](in|tp|src))?$'
 
-# $1 is the command of the tests, $2 a word that separates the parts of what is printed.
+# $1 is the command of the tests, $2 a word that separates the parts of what is printed, $3 whether
+# what is compiled is built again: in place, so that what is installed stays as the image has it. It
+# may fail, as it may in the data sets' harness; the tests then run on what was built before.
 _SCRIPT: Final = f"""
 out=$(mktemp -d -p "${{HOME:-/tmp}}") || exit 97
-if [ -f /opt/miniconda3/bin/activate ]; then
-    . /opt/miniconda3/bin/activate testbed >"$out/log" 2>&1
+for conda in /opt/miniconda3 /opt/conda; do
+    if [ -d "$conda/envs/testbed" ] && [ -f "$conda/bin/activate" ]; then
+        . "$conda/bin/activate" testbed >"$out/log" 2>&1
+        break
+    fi
+done
+if [ "$3" = yes ] && [ -f setup.py ] &&
+    git {shlex.join(OPTIONS)} status --porcelain --no-renames -uall | grep -qiE '{_COMPILED}'; then
+    python setup.py build_ext --inplace 2>&1 </dev/null | sed 's/^/build_ext: /' >>"$out/log"
 fi
 options="-rA --color=no -p no:cacheprovider --junitxml=$out/junit.xml"
 PYTEST_ADDOPTS="$options" bash -c "$1" >>"$out/log" 2>&1 </dev/null
@@ -55,11 +66,6 @@ fi
 printf '%s end\\n' "$2"
 rm -rf "$out"
 """
-
-_DJANGO: Final = "./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1"
-_SYMPY: Final = "PYTHONWARNINGS='ignore::UserWarning,ignore::SyntaxWarning' bin/test -C --verbose"
-_UNITTEST: Final = re.compile(r"(\s-m\s+unittest)\b(?!.*\s(?:-v|--verbose)\b)")
-_OWN_JUNIT: Final = re.compile(r"\s--junit-?xml(?:=|\s+)\S+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,27 +84,6 @@ class SuiteRun:
         return self.exit_code is None
 
 
-def suite_command(task: Task) -> str:
-    """The shell command that runs the task's tests, so that it names each of them."""
-    if task.test_cmd is None:
-        return _default_command(task)
-    command = _OWN_JUNIT.sub("", task.test_cmd)
-    return _UNITTEST.sub(r"\1 -v", command)
-
-
-def _default_command(task: Task) -> str:
-    """As the public harnesses run the tests of data sets that name no command."""
-    added = [name for name in named_files(task.test_patch) if name.endswith(".py")]
-    if task.repo == "django/django":
-        labels = [name.removeprefix("tests/").removesuffix(".py") for name in added]
-        return " ".join((_DJANGO, *(shlex.quote(label.replace("/", ".")) for label in labels)))
-    if task.repo == "sympy/sympy":
-        return " ".join((_SYMPY, *(shlex.quote(name) for name in added)))
-    named = (test for test in (*task.fail_to_pass, *task.pass_to_pass) if "::" in test)
-    files = dict.fromkeys(test.partition("::")[0] for test in named) or dict.fromkeys(added)
-    return " ".join(("pytest", *(shlex.quote(name) for name in files)))
-
-
 async def run_suite(
     box: Box,
     task: Task,
@@ -111,9 +96,11 @@ async def run_suite(
     """
     word = f"spider-{secrets.token_hex(16)}"
     file = box.vault / word
+    # What comes as a repository says in its command what has to be built.
+    builds = "yes" if task.origin.kind == "image" else "no"
     try:
         done = await box.run(
-            ("bash", "-c", _SCRIPT, "spider", suite_command(task), word),
+            ("bash", "-c", _SCRIPT, "spider", suite_command(task), word, builds),
             timeout=timeout, env=ENVIRONMENT, network=False, stdout=file,
         )  # fmt: skip
         printed = await asyncio.to_thread(file.read_text, "utf-8", "replace")

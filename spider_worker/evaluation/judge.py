@@ -2,7 +2,8 @@
 
 A task can tell a right patch from a wrong one only where its own solution passes the tests and the
 state without it does not. That is found out once for each task, in the very way in which patches
-are judged, and kept. A patch that fails is run again: what passes then was flaky.
+are judged, and kept where it is so: where it is not, something of this machine may be the cause,
+and the next evaluation looks again. A patch that fails is run again: what passes then was flaky.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from spider_worker.workspaces.repository import prepare
 log = logging.getLogger(__name__)
 
 #: Changes when tests are run or read in another way: what was found out before is then void.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ class GoldCheck:
 class Judge:
     """``timeout`` is in seconds, for one run of a task's tests; ``reruns`` how often a failure is
     run again at most; ``cache`` the folder in which the checks of tasks are kept (None: they are
-    kept as long as this object); ``network`` what a task's set-up commands have. The tests
-    themselves have none."""
+    kept as long as this object), from which ``fresh`` takes none; ``network`` what a task's set-up
+    commands have. The tests themselves have none."""
 
     def __init__(
         self,
@@ -58,12 +59,14 @@ class Judge:
         timeout: float = 1800.0,
         reruns: int = 2,
         cache: Path | None = None,
+        fresh: bool = False,
         network: bool = False,
     ) -> None:
         self._workspace = workspace
         self._timeout = timeout
         self._reruns = reruns
         self._cache = cache
+        self._fresh = fresh
         self._network = network
         self._checks: dict[str, GoldCheck] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -93,7 +96,7 @@ class Judge:
             known = self._checks.get(key) or await asyncio.to_thread(self._load, task, key)
             if known is None:
                 known = await self._find_out(task)
-                if known.valid is not None:
+                if known.valid:
                     await asyncio.to_thread(self._save, task, key, known)
             if known.valid is not None:
                 self._checks[key] = known
@@ -107,7 +110,8 @@ class Judge:
             return GoldCheck(False, "the task has no solution of its own to check it by")
         gold = await self._attempts(task, solution, reverse=task.gold_patch is None)
         if not gold.resolved:
-            undecided = gold.resolved is None and not gold.invalid_task
+            # A machine with too much to do lets the right solution run past its time as well.
+            undecided = gold.test_timeout or (gold.resolved is None and not gold.invalid_task)
             reason = f"the task's own solution does not pass: {_why(gold)}"
             return GoldCheck(None if undecided else False, reason)
         fault = await self._once(task, None)
@@ -165,11 +169,11 @@ class Judge:
 
     def _load(self, task: Task, key: str) -> GoldCheck | None:
         file = self._file(task, key)
-        if file is None:
+        if file is None or self._fresh:
             return None
         try:
             kept = json.loads(file.read_bytes())
-            return GoldCheck(bool(kept["valid"]), kept["reason"], tuple(kept["flaky"]))
+            return GoldCheck(True, flaky=tuple(kept["flaky"])) if kept["valid"] else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -27,6 +27,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.fake_docker_client import folder_of
+
 _CLIENT = Path(__file__).with_name("fake_docker_client.py")
 _CONDA = "opt/miniconda3"
 
@@ -48,7 +50,7 @@ class FakeDocker:
 
     def image(self, name: str, *, pulled: bool = True) -> Path:
         """The folder of an image's tree, which is to be made; it must not be there yet."""
-        folder = self.state / ("images" if pulled else "pullable") / name.replace("/", "_")
+        folder = self.state / ("images" if pulled else "pullable") / folder_of(name)
         folder.mkdir()
         return folder / "testbed"
 

@@ -281,10 +281,14 @@ def processes() -> int:
     return found
 
 
+def folder_of(image: str) -> str:
+    return image.replace("/", "_").replace(":", "_")
+
+
 def create(arguments: list[str]) -> None:
     pairs = list(itertools.pairwise(arguments))
     named = dict(pairs)
-    image = STATE / "images" / arguments[-2].replace("/", "_")
+    image = STATE / "images" / folder_of(arguments[-2])
     path = STATE / "containers" / named["--name"]
     if not image.exists():
         refuse(f"No such image: {arguments[-2]}")
@@ -320,11 +324,11 @@ def client(arguments: list[str]) -> None:
         case "version":
             end(out="28.0.0\n")
         case "image inspect":
-            if not (STATE / "images" / arguments[-1].replace("/", "_")).exists():
+            if not (STATE / "images" / folder_of(arguments[-1])).exists():
                 end(1, err="Error: No such image\n")
             end(out='["PATH=/usr/bin:/bin","A=b"]\n')
         case "pull":
-            name = arguments[-1].replace("/", "_")
+            name = folder_of(arguments[-1])
             if not (STATE / "pullable" / name).exists():
                 refuse("pull access denied")
             (STATE / "pullable" / name).rename(STATE / "images" / name)
