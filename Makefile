@@ -166,7 +166,7 @@ $(SDKS_STAMP): requirements/tinker-sdk-oldest.txt requirements/tinker-sdk-newest
 	@touch $@
 
 $(TINKER_025_STAMP): requirements/tinker-server-025.txt
-	$(call environment,.venv-tinker-025,python3.12,$<)
+	$(call environment,.venv-tinker-025,"$$(scripts/find_python.sh 3.12)",$<)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-tinker-025/client tinker==0.25.0 pyqwest==0.12.0 zstandard==0.25.0
 	@touch $@
