@@ -11,6 +11,8 @@ __all__ = ["ContainerHost", "container_mounts"]
 
 import asyncio
 import contextlib
+import logging
+import os
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,41 +25,88 @@ from spider_worker.agents.interpreter import QUIET, library
 from spider_worker.agents.proxy import LlmProxy, Ticket
 from spider_worker.workspaces.base import Box
 from spider_worker.workspaces.docker import DockerBox
+from spider_worker.workspaces.docker_client import docker_environment
 from spider_worker.workspaces.interpreter import interpreter_roots
+
+log = logging.getLogger(__name__)
 
 _LIBRARY: Final = "/run/spider/lib"
 _SOCKETS: Final = "/run/spider/sockets"
+_INPUTRC: Final = "set enable-bracketed-paste off\n"
 _BOOT: Final = (
-    f"import sys; sys.path.insert(0, {_LIBRARY!r}); from spider_agent.__main__ import main; main()"
+    "import os, sys; os.makedirs(os.environ['HOME'], exist_ok=True); "
+    f"sys.path.insert(0, {_LIBRARY!r}); from spider_agent.__main__ import main; main()"
 )
-_ENVIRONMENT: Final = {**QUIET, "HOME": "/tmp/.agent-home"}  # noqa: S108 - the container's
+_ENVIRONMENT: Final = {
+    **QUIET,
+    "HOME": "/tmp/.agent-home",  # noqa: S108 - the container's
+    "INPUTRC": f"{_LIBRARY}/inputrc",
+}
 
 
 def container_mounts(python: str, folder: Path, sockets: Path) -> list[tuple[str, str]]:
     """What containers are to be shown for agents to run in them; ``folder`` is for the library,
     ``sockets`` for those of proxies. Both must be there as long as the containers are."""
     roots = [(root, root) for root in interpreter_roots(python)]
-    return [*roots, (str(library(folder / "lib")), _LIBRARY), (str(sockets), _SOCKETS)]
+    shown = library(folder / "lib")
+    (shown / "inputrc").write_text(_INPUTRC)
+    return [*roots, (str(shown), _LIBRARY), (str(sockets), _SOCKETS)]
 
 
 class _Exec:
     """A ``docker exec``. Killing its client leaves what runs in the container, which a restart
-    ends."""
+    ends. ``died`` says, once it has ended, whether the container did so by itself."""
 
     def __init__(self, process: subprocess.Popen[bytes], box: DockerBox) -> None:
         self._process = process
         self._box = box
+        self.died = False
         self.ended: asyncio.Future[int] = asyncio.ensure_future(self._end())
 
     async def _end(self) -> int:
-        code = await asyncio.to_thread(self._process.wait)
+        code = await _exit_status(self._process)
         # Also where it ended by itself: an agent may leave processes behind.
-        await self._box.restart()
+        try:
+            self.died = not await self._box.restart()
+        except WorkspaceError as error:
+            # Not raised: what has been heard of the agent would be lost with it.
+            log.warning("after an episode, %s", error.message)
+            self.died = True
         return code
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+
+
+def _start(box: DockerBox, command: Sequence[str], descriptors: Sequence[int]) -> _Exec:
+    source, lines, printed = descriptors[:3]
+    try:
+        process = subprocess.Popen(  # noqa: S603 - in the container
+            box.arguments(command, env=_ENVIRONMENT),
+            stdin=source,
+            stdout=lines,
+            stderr=printed,
+            env=docker_environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise WorkspaceError(f"docker exec could not be started: {error}") from error
+    return _Exec(process, box)
+
+
+async def _exit_status(process: subprocess.Popen[bytes]) -> int:
+    """Without a thread that waits: a loop has few, and episodes are long."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return process.wait()
 
 
 class ContainerHost(ModelHost):
@@ -84,24 +133,15 @@ class ContainerHost(ModelHost):
         if self._proxy is not None:
             command.append(f"{_SOCKETS}/{self._proxy.socket.name}")
 
+        started: list[_Exec] = []
+
         async def start(descriptors: Sequence[int]) -> _Exec:
-            source, lines, printed = descriptors[:3]
-            try:
-                process = await asyncio.to_thread(
-                    subprocess.Popen,
-                    box.arguments(command, env=_ENVIRONMENT),
-                    stdin=source,
-                    stdout=lines,
-                    stderr=printed,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise WorkspaceError(f"docker exec could not be started: {error}") from error
-            return _Exec(process, box)
+            started.append(_start(box, command, descriptors))
+            return started[0]
 
         state = "/tmp/.agent-state"  # noqa: S108 - the container's
         with self._access(ticket) as llm:
-            return await run_episode(
+            heard = await run_episode(
                 start,
                 {**request, "path": box.path, "state": state, "llm": llm},
                 log=log,
@@ -109,3 +149,8 @@ class ContainerHost(ModelHost):
                 listener=listener,
                 stop=stop,
             )
+        if heard.status == "agent_error" and started[0].died:
+            code = started[0].ended.result()
+            heard.status = "workspace_error"
+            heard.error = f"its container ended while it was at work ({code})"
+        return heard

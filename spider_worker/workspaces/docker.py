@@ -134,11 +134,14 @@ class DockerBox:
                 raise WorkspaceError(f"{name} cannot be read: {said}")
             return await asyncio.to_thread(file.read_bytes)
 
-    async def restart(self) -> None:
-        """End every process in the container; its files stay. The engine does it from outside,
-        since a container that has used up its process ids can start nothing, not even ``kill``."""
-        await docker("kill", self.name)  # fails where it has ended already, which is as good
+    async def restart(self) -> bool:
+        """End every process in the container; its files stay. False where it had ended by itself
+        before. The engine does it from outside, since a container that has used up its process ids
+        can start nothing, not even ``kill``. Raises WorkspaceError where it cannot be started
+        again."""
+        killed = await docker("kill", self.name)  # fails where it has ended, which is as good
         await docker("start", self.name, what="a container could not be started again")
+        return killed.ok
 
     async def _busy(self) -> bool:
         done = await docker("top", self.name, "-eo", "pid")
@@ -260,7 +263,7 @@ class DockerWorkspace:
             await asyncio.to_thread(remove_folder, vault)
 
 
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
+async def _finish(work: Coroutine[Any, Any, object]) -> None:
     """Do it to its end, also while being cancelled: a container would be left otherwise."""
     running = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
