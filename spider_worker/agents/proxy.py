@@ -23,6 +23,9 @@ from aiohttp import web
 _PATHS: Final = ("chat/completions", "completions", "responses")
 _BODY_BYTES: Final = 256 << 20
 _CONNECT_SECONDS: Final = 30.0
+#: Said of an endpoint that is not there: the agent's SDK waits for minutes then, as it does not
+#: for a bad gateway.
+_AWAY: Final = 503
 #: Of the endpoint's answer, what an agent's SDK reads.
 _HEADERS: Final = ("Content-Type", "Retry-After", "x-request-id")
 
@@ -172,7 +175,7 @@ class LlmProxy:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             ticket.failures += 1
             said = f"the endpoint could not be reached: {type(error).__name__}: {error}"
-            return _refuse(504 if isinstance(error, TimeoutError) else 502, said)
+            return _refuse(504 if isinstance(error, TimeoutError) else _AWAY, said)
 
     async def _pass_on(
         self, request: web.Request, answer: aiohttp.ClientResponse, ticket: Ticket
@@ -188,7 +191,8 @@ class LlmProxy:
         else:
             ticket.answers += 1
             ticket.count(_usage(content), self._prices)
-        return web.Response(status=answer.status, body=content, headers=headers)
+        status = _AWAY if answer.status == 502 else answer.status
+        return web.Response(status=status, body=content, headers=headers)
 
     async def _stream(
         self,

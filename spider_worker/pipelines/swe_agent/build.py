@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from spider_worker.agents.proxy import LlmProxy
 from spider_worker.engines.network import guarded_connector
 from spider_worker.engines.registry import EnginePolicy
 from spider_worker.evaluation.judge import Judge
+from spider_worker.pipelines.swe_agent.checks import check_fit, check_image, probe
 from spider_worker.pipelines.swe_agent.endpoint import find_endpoint
 from spider_worker.pipelines.swe_agent.parts import Ctx, Endpoint, Host, Judging, Parts
 from spider_worker.settings import WorkerSettings
@@ -52,6 +53,7 @@ def real_parts(settings: WorkerSettings) -> Parts:
     return Parts(
         tasks=functools.partial(_tasks, settings),
         endpoint=functools.partial(_endpoint, settings),
+        check=functools.partial(_check, settings),
         workspace=lambda ctx, endpoint: _workspace(
             settings, root, ctx, networked=not endpoint.proxied
         ),
@@ -130,6 +132,15 @@ async def _endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
         """Nothing to close."""
 
     return await ctx.resources.get("swe-agent:endpoint", find, forget)
+
+
+async def _check(
+    settings: WorkerSettings, ctx: Ctx, endpoint: Endpoint, tasks: Sequence[Task]
+) -> None:
+    check_fit(tasks, ctx.job.workspace)
+    await probe(ctx.job, endpoint, allow_private=settings.allow_private_urls)
+    if ctx.job.workspace == "docker":
+        await check_image(tasks[0])
 
 
 def _workspace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Endpoint", "Host", "Judging", "Parts"]
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,11 +66,13 @@ Ctx = JobContext[SweConfig]
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """``tasks`` gives the selected tasks, in order (cached in the runner); ``endpoint`` raises
-    FatalJobError for a model that cannot be reached or capped as asked; ``slots`` is how many
-    instances one runner has at work at most."""
+    FatalJobError for a model that has no key or cannot be capped as asked, ``check`` for one that
+    does not answer and for tasks that cannot be opened; ``slots`` is how many instances one runner
+    has at work at most."""
 
     tasks: Callable[[Ctx], Awaitable[list[Task]]]
     endpoint: Callable[[Ctx], Awaitable[Endpoint]]
+    check: Callable[[Ctx, Endpoint, Sequence[Task]], Awaitable[None]]
     workspace: Callable[[Ctx, Endpoint], Workspace]
     host: Callable[[Ctx, Endpoint], Awaitable[Host]]
     judge: Callable[[Ctx], Judging]

@@ -30,6 +30,7 @@ from spider_worker.pipelines.swe_agent.gathering import gather, said, write_meta
 from spider_worker.pipelines.swe_agent.journal import Journal, read_past
 from spider_worker.pipelines.swe_agent.left_out import read_left_out
 from spider_worker.pipelines.swe_agent.parts import Endpoint, Host, Parts
+from spider_worker.pipelines.swe_agent.silence import Silence
 from spider_worker.trajectories.layout import INFER_LOGS, METADATA, OUTPUT, log_name
 from spider_worker.trajectories.metadata import run_metadata
 from spider_worker.trajectories.record import is_done
@@ -52,6 +53,7 @@ class SweAgentPipeline:
         self._parts = parts
         self._live = 0
         self._waiting: list[UnitCtx] = []
+        self._silence = Silence(job.llm_model)
 
     async def plan(self, ctx: Ctx) -> Plan:
         """Raises FatalJobError and its kin for whatever would fail later: the model's name, its
@@ -70,6 +72,7 @@ class SweAgentPipeline:
                 f"no instance of {job.dataset} ({job.split}) is selected: instance_filter "
                 f"{job.instance_filter!r} must match an instance_id from its start"
             )
+        await self._parts.check(ctx, endpoint, tasks)
         left_out = await asyncio.to_thread(read_left_out, ctx)
         await self._host(ctx, endpoint)
         units = [
@@ -172,6 +175,8 @@ class SweAgentPipeline:
             await attempts.run()
         finally:
             journal.close()
+        if attempts.records:
+            self._silence.ended(attempts.records[-1])
         return await self._outcome(ctx, attempts, log_file, n)
 
     async def _outcome(

@@ -107,9 +107,17 @@ def test_an_endpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
         return (ticket, *await ask(proxy, ticket.key))
 
     ticket, status, answer = through("http://127.0.0.1:9/v1", tmp_path, body)
-    assert status == 502
+    assert status == 503, "which the agent's SDK waits for"
     assert "could not be reached" in answer["error"]["message"]
     assert (ticket.failures, ticket.answers) == (1, 0)
+
+
+def test_a_gateway_whose_server_is_away_is_waited_for_alike(tmp_path: Path) -> None:
+    async def body(proxy: LlmProxy) -> int:
+        return (await ask(proxy, proxy.issue().key))[0]
+
+    with running_model({"talk": [{"status": 502}]}) as model:
+        assert through(model.base_url, tmp_path, body) == 503
 
 
 def test_a_stream_passes_and_is_counted(tmp_path: Path) -> None:

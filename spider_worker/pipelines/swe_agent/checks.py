@@ -1,0 +1,122 @@
+"""What is found out before any money is spent: whether the model's endpoint answers and takes the
+key, and whether the data set's tasks can be opened in the workspace."""
+
+from __future__ import annotations
+
+__all__ = ["check_fit", "check_image", "probe"]
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import aiohttp
+
+from spider_sdk.config.model import SweConfig
+from spider_sdk.errors import AuthError, FatalJobError, WorkspaceError
+from spider_worker.engines.network import guarded_connector
+from spider_worker.pipelines.swe_agent.parts import Endpoint
+from spider_worker.swe_tasks.base import Task
+from spider_worker.workspaces.docker_client import docker
+
+_SECONDS: Final = 30.0
+_CONNECT_SECONDS: Final = 15.0
+_PULL_SECONDS: Final = 3600.0
+_LISTED_BYTES: Final = 8 << 20
+
+
+async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> None:
+    """Ask an endpoint behind the proxy for the list of its models. One that has none, or that
+    takes its time, passes: nothing is known then.
+
+    Raises AuthError where it refuses the key, FatalJobError where nobody answers, and where it
+    lists the model under a name without its prefix.
+    """
+    if not endpoint.proxied:
+        return
+    assert endpoint.base_url is not None
+    where = "llm_base_url" if job.llm_base_url is not None else "llm_model"
+    url = endpoint.base_url.rstrip("/") + "/models"
+    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=guarded_connector(
+                    allow_private=allow_private, proxied=False, where=where
+                ),
+                timeout=aiohttp.ClientTimeout(total=_SECONDS, connect=_CONNECT_SECONDS),
+            ) as session,
+            # A redirect could lead anywhere, with the key.
+            session.get(url, headers=headers, allow_redirects=False) as answer,
+        ):
+            status, said = answer.status, await answer.content.read(_LISTED_BYTES)
+    except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error, TimeoutError) and not isinstance(
+            error, aiohttp.ConnectionTimeoutError
+        ):
+            return
+        raise FatalJobError(
+            f"{where}: nobody answers at {endpoint.base_url} ({type(error).__name__}: {error}); "
+            "start the server, or mend the address, and submit again"
+        ) from error
+    text = said.decode("utf-8", "replace")
+    # A key may be good for calls of models and for nothing else.
+    if status in (401, 403) and "scope" not in text:
+        raise AuthError(refused(job, endpoint, text))
+    if status == 200 and job.llm_base_url is not None:
+        _check_name(job, endpoint.model.removeprefix("openai/"), text)
+
+
+def refused(job: SweConfig, endpoint: Endpoint, said: str) -> str:
+    """The words for an endpoint that does not take the key."""
+    said = " ".join(said.split())[:500]
+    if endpoint.key is None:
+        return (
+            f"the model's endpoint wants a key for {job.llm_model}, and the job names none; set "
+            f"llm_api_key_env: {said}"
+        )
+    said = said.replace(endpoint.key, "[key]")
+    return f"the model's endpoint refused the key of {job.llm_model}: {said}"
+
+
+def _check_name(job: SweConfig, name: str, text: str) -> None:
+    try:
+        listed: Any = json.loads(text)["data"]
+        names = {entry["id"] for entry in listed}
+    except (ValueError, TypeError, KeyError):
+        return
+    bare = name.partition("/")[2]
+    if name not in names and bare in names:
+        raise FatalJobError(
+            f"llm_model: the server at {job.llm_base_url} knows no {name}, but has {bare}. With "
+            f"llm_base_url the name is sent as it is written; write llm_model: {bare}"
+        )
+
+
+def check_fit(tasks: Sequence[Task], workspace: str) -> None:
+    """Raise FatalJobError where a workspace of this kind cannot open one of the tasks."""
+    images = workspace == "docker"
+    unfit = [task for task in tasks if (task.origin.kind == "image") != images]
+    if not unfit:
+        return
+    one, count = unfit[0], f"{len(unfit)} of the {len(tasks)} selected"
+    if images:
+        raise FatalJobError(
+            f"workspace: docker opens container images, and {count} instances bring a repository "
+            f"instead ({one.instance_id}); take workspace: bwrap"
+        )
+    raise FatalJobError(
+        f"workspace: {workspace} opens repositories, and {count} instances come as container "
+        f"images ({one.instance_id}: {one.origin.ref}); take workspace: docker"
+    )
+
+
+async def check_image(task: Task) -> None:
+    """Have the image of a task here. Raises FatalJobError where it cannot be pulled."""
+    image = task.origin.ref
+    if (await docker("image", "inspect", "--format", "{{.Id}}", image)).ok:
+        return
+    what = f"workspace: docker: the image {image} of {task.instance_id} cannot be pulled"
+    try:
+        await docker("pull", "--quiet", image, timeout=_PULL_SECONDS, what=what)
+    except WorkspaceError as error:
+        raise FatalJobError(error.message) from error
