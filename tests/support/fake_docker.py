@@ -56,8 +56,8 @@ class FakeDocker:
 
     def give_testbed(self, image: Path) -> None:
         """Give the image of a tree the conda environment of the public sets: a Python that is none
-        of the host's, with what the tests' own has installed. Activating it leaves a word in
-        ``CONDA_DEFAULT_ENV``."""
+        of the host's, with what the tests' own has installed, and the tree. Activating it leaves a
+        word in ``CONDA_DEFAULT_ENV``."""
         root = image.parent / _CONDA
         environment = root / "envs" / "testbed"
         subprocess.run(
@@ -66,7 +66,7 @@ class FakeDocker:
         inside = f"/{environment.relative_to(image.parent)}"
         packages = next(environment.glob("lib/python*/site-packages"))
         installed = next(Path(sys.prefix).glob("lib/python*/site-packages"))
-        (packages / "installed.pth").write_text(f"{installed}\n")
+        (packages / "installed.pth").write_text(f"{installed}\n/testbed\n")
         program = environment / "bin" / "pytest"
         program.write_text(f"#!{inside}/bin/python\nimport pytest\nraise SystemExit(pytest.main())")
         program.chmod(0o755)

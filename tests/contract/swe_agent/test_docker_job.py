@@ -1,0 +1,67 @@
+"""A whole job in containers, as far as a ``docker`` without an engine has them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spider_worker.workspaces.docker import LABEL
+from tests.contract.swe_agent.conftest import Job, Warm, mending
+from tests.support.fake_docker import FakeDocker, running_engine
+from tests.support.swe_repos import SweRepo
+
+IMAGE = "jyangballin/swesmith.x86_64.tests_1776_calc.1"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDocker]:
+    with running_engine(tmp_path, monkeypatch) as fake:
+        yield fake
+
+
+class ImageJob(Job):
+    """On rows of SWE-smith's."""
+
+    def _inputs(self) -> dict[str, Path]:
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / "tasks.jsonl"
+        (repo,) = self.repos
+        kept = ("instance_id", "repo", "patch", "FAIL_TO_PASS", "PASS_TO_PASS")
+        row = {name: repo.row()[name] for name in kept} | {
+            "image_name": IMAGE,
+            "problem_statement": f"{repo.problem_statement}\n[[part:{repo.folder.name}]]",
+        }
+        path.write_text(json.dumps(row) + "\n")
+        return {hashlib.sha256(path.read_bytes()).hexdigest(): path}
+
+
+def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str, engine: FakeDocker
+) -> None:
+    repo = next(repo for repo in repos if repo.folder.name == "calc")
+    tree = engine.image(IMAGE)
+    subprocess.run(["git", "clone", "-q", repo.folder, tree], check=True)
+    subprocess.run(["git", "checkout", "-q", repo.base_commit], cwd=tree, check=True)
+    engine.give_testbed(tree)
+    for owner in ("dead", "elsewhere"):  # the latter is no name of this worker's folder
+        command = ["docker", "create", "--name", f"spider-{owner}", "--label", f"{LABEL}={owner}"]
+        subprocess.run([*command, "--network", "none", IMAGE, "infinity"], check=True)
+    owners = warm.state / "swe-agent" / "owners"
+    owners.mkdir(parents=True)
+    (owners / "dead").touch()
+
+    job = ImageJob(folder, warm, [repo], python, {"calc": mending(repo)})
+    (record,) = job.run(workspace="docker", evaluate=True)
+    assert (record["status"], record["resolved"]) == ("finished", True), record["report"]
+    seen = next(m for m in record["messages"] if m["role"] == "tool")["content"]
+    text = seen if isinstance(seen, str) else "".join(part["text"] for part in seen)
+    assert "Start here" in text
+    assert repo.marker not in text
+    assert [path.name for path in engine.containers()] == ["spider-elsewhere"]
+    assert not (owners / "dead").exists()
+    assert "the-real-key" not in json.dumps([engine.calls(), engine.environments()])
