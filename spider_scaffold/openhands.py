@@ -4,8 +4,11 @@ from __future__ import annotations
 
 __all__ = ["openhands"]
 
+import contextlib
 import os
+import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,20 +89,41 @@ def openhands(
         if run.nothing_left:
             _say_done(state, run)
             return
+        again = _command(config, local, server, flags, sets)
         with at(state, loaded, where, root) as place:
-            document = _to_its_end(state, run, place, config)
+            document = _to_its_end(state, run, place, again)
         if place.fleet is not None and (run.job is None or run.job.complete):
             shutil.rmtree(place.fleet, ignore_errors=True)
         _conclude(state, run, place, document)
 
 
-def _to_its_end(state: State, run: Run, place: Place, config: Path) -> StatusDocument:
+def _command(
+    config: Path,
+    local: bool,
+    server: str | None,
+    flags: Mapping[str, object],
+    sets: tuple[str, ...],
+) -> str:
+    """The command that was given, to be given again."""
+    words = ["spider-scaffold", "openhands", "--config", str(config)]
+    words += ["--local"] if local else []
+    words += ["--server", server] if server else []
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    for text in sets:
+        words += ["--set", text]
+    return shlex.join(words)
+
+
+def _to_its_end(state: State, run: Run, place: Place, again: str) -> StatusDocument:
     """Follow the job; its final status. What is done by then is in the tree."""
     from spider_scaffold.board import Board
     from spider_scaffold.mirror import Mirror
     from spider_sdk.cli.follow import follow
     from spider_sdk.cli.state import Detached
+    from spider_sdk.errors import ServerBusy, ServerUnreachable
 
+    mirror: Mirror | None = None
     try:
         since = run.begin(place)
         assert run.job is not None
@@ -110,14 +134,18 @@ def _to_its_end(state: State, run: Run, place: Place, config: Path) -> StatusDoc
     except (KeyboardInterrupt, Detached) as error:
         if isinstance(error, Detached) and (run.job is None or run.job.job_id is None):
             raise
-        raise Detached(_how_to_go_on(run, place, config)) from None
+        if mirror is not None:
+            # A fleet in the tree goes now, and what ended since the last look would stay in it.
+            with contextlib.suppress(ServerUnreachable, ServerBusy):
+                mirror.sync()
+        raise Detached(_how_to_go_on(run, place, again)) from None
     run.close(document)
     return document
 
 
-def _how_to_go_on(run: Run, place: Place, config: Path) -> str:
+def _how_to_go_on(run: Run, place: Place, command: str) -> str:
     done = f"what is finished so far is in {run.layout.root}"
-    again = f"go on with: spider-scaffold openhands --config {config}"
+    again = f"go on with: {command}"
     if place.server is None:
         return f"stopped; {done}. The job is kept there too; {again}"
     job_id = run.job.job_id if run.job is not None else None

@@ -22,6 +22,7 @@ from spider_sdk.config.model import SweConfig
 from spider_sdk.errors import ConfigError, Conflict, NotFound, Problem, UsageError
 from spider_sdk.jobs import TERMINAL, JobStatus, StatusDocument
 from spider_sdk.submission import Submittable
+from spider_sdk.swe_inputs import check_local
 from spider_worker.trajectories.layout import Layout
 from spider_worker.trajectories.metadata import (
     differing,
@@ -66,10 +67,14 @@ class Run:
         )
         versions = {"spider": importlib.metadata.version("spider-distill")}
         self._metadata = run_metadata(self.swe, agent_config=versions)
-        before = read_metadata(self.layout.metadata)
-        if before is not None and differing(before, self._metadata):
-            self._open()  # which says what differs
         self.job = JobFile.load(self.layout.root)
+        before = read_metadata(self.layout.metadata)
+        differs = before is not None and bool(differing(before, self._metadata))
+        #: What was begun with other settings and has made nothing, a mistake in them as a rule.
+        self._void = differs and not self.index.attempts
+        if differs and not self._void:
+            self._open()  # which says what differs
+        check_local(self._asked)
 
     @property
     def index(self) -> Index:
@@ -187,6 +192,8 @@ class Run:
             self.job = _fresh(place.server, self._asked, index)
         assert self.job is not None
         budget = self._budget(self.job.spent)
+        if self._void:
+            self.layout.metadata.unlink(missing_ok=True)
         self._open()
         changes = self._changes(done, budget)
         # Before the server knows of it: whatever cuts this off, the same key is sent again.

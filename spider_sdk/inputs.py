@@ -79,7 +79,7 @@ def upload(transport: Transport, files: Iterable[LocalFile]) -> int:
         if _is_there(transport, path):
             logger.info("input %s is on the server already", file.name)
             continue
-        logger.info("uploading %s (%s)", file.path, _size(file.size))
+        logger.info("uploading %s (%s)", file.name, _size(file.size))
         transport.request("PUT", path, body=_opener(file.path), safe=True)
         sent += file.size
     return sent

@@ -9,7 +9,7 @@ file that ``leave_out`` names travels likewise.
 
 from __future__ import annotations
 
-__all__ = ["REFERENCE", "localise"]
+__all__ = ["REFERENCE", "check_local", "localise"]
 
 import json
 import re
@@ -47,6 +47,36 @@ def localise(document: Mapping[str, Any], folder: Path) -> Localised:
         return Localised(dict(document), ())
     inputs = [{"name": file.name, "sha256": file.sha256} for file in files]
     return Localised({**document, "swe": {**changed, "inputs": inputs}}, files)
+
+
+def check_local(swe: Mapping[str, Any]) -> None:
+    """Look through the local data of a SWE job for what can be known without making anything of
+    it: that the files are there and are JSON lines, the repositories too, and that some instance
+    is selected. Raises ConfigError."""
+    dataset = swe.get("dataset")
+    path = _local(dataset) if isinstance(dataset, str) else None
+    if path is None:
+        return
+    wanted = swe.get("instance_filter")
+    pattern = None if wanted is None else re.compile(wanted)
+    selected = 0
+    problems: list[Problem] = []
+    for number, row in _rows(path):
+        name, source = row.get("instance_id"), row.get("repo_source")
+        if not isinstance(name, str) or not name:
+            problems.append(_problem(path, number, "it has no instance_id"))
+            continue
+        selected += pattern is None or pattern.match(name) is not None
+        if isinstance(source, str) and source and not _ADDRESS.match(source):
+            where = path.parent / Path(source).expanduser()
+            if not where.exists():
+                said = f"repo_source: there is no folder or file {where.resolve()}"
+                problems.append(_problem(path, number, said))
+    if problems:
+        raise ConfigError(problems)
+    if not selected:
+        which = "holds no task" if pattern is None else f"has no instance that matches {wanted!r}"
+        raise _wrong(f"{path} {which}")
 
 
 def _data(swe: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[LocalFile, ...]]:

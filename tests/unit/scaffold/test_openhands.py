@@ -308,6 +308,40 @@ def test_a_tree_of_another_experiment_is_refused(
     assert len(jobs.submitted) == 1
 
 
+def test_a_tree_in_which_nothing_was_made_takes_other_settings(
+    jobs: Jobs, config: Config, capsys: Capture
+) -> None:
+    jobs.ends("failed", error="no Docker engine")
+    assert openhands(config(), "--workspace", "docker") == 1
+    jobs.run("a", attempt("a"))
+    jobs.ends("completed")
+    assert openhands(config(), "--workspace", "bwrap") == 0, capsys.readouterr().err
+    assert [job["workspace"] for job in jobs.submitted] == ["docker", "bwrap"]
+    assert json.loads((TREE / "metadata.json").read_text())["details"]["workspace"] == "bwrap"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (None, "there is no file"),
+        ('{"instance_id": \n', "line 1: no JSON"),
+        ('{"instance_id": "a", "repo_source": "gone"}\n', "there is no folder or file"),
+        ('{"instance_id": "a"}\n\n{"repo": "r"}\n', "line 3: it has no instance_id"),
+        ('{"instance_id": "a"}\n', "has no instance that matches 'b'"),
+    ],
+)
+def test_local_tasks_are_looked_through_before_anything_is_begun(
+    jobs: Jobs, config: Config, plain: Path, capsys: Capture, rows: str | None, said: str
+) -> None:
+    if rows is not None:
+        (plain / "tasks.jsonl").write_text(rows)
+    options = ("--set", "dataset=./tasks.jsonl", "--instance-filter", "b")
+    assert openhands(config(), *options) == 2
+    assert said in capsys.readouterr().err
+    assert jobs.server.seen == []
+    assert sorted(path.name for path in plain.iterdir() if path.is_dir()) == []
+
+
 def test_a_spent_budget_is_told(jobs: Jobs, config: Config, capsys: Capture) -> None:
     done_tree(attempt("a", "llm_error", cost=3.0))
     assert openhands(config("max_budget_total: 3\n")) == 2
@@ -350,10 +384,15 @@ def test_ctrl_c_detaches_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("spider_scaffold.board.Board.update", interrupted)
-    assert openhands(config()) == 130
+    options = ("--num-workers", "2", "--set", "llm_api_key_env=MODEL_KEY", "--set", "seed=1")
+    assert openhands(config(), *options) == 130
     err = capsys.readouterr().err
     assert "job j1 goes on at http://127.0.0.1" in err
-    assert "go on with: spider-scaffold openhands --config swe.yaml" in err
+    assert (
+        "go on with: spider-scaffold openhands --config swe.yaml --num-workers 2 "
+        "--set llm_api_key_env=MODEL_KEY --set seed=1" in err
+    )
+    assert lines() == [("a", 1, "finished")]  # what had ended by then is here
     assert "spider cancel j1 --base-url http://127.0.0.1" in err
     assert [one.method for one in jobs.server.seen if "cancel" in one.path] == []
 
