@@ -153,4 +153,4 @@ class ContainerHost(ModelHost):
             code = started[0].ended.result()
             heard.status = "workspace_error"
             heard.error = f"its container ended while it was at work ({code})"
-        return heard
+        return await self._settle(ticket, heard)

@@ -21,6 +21,10 @@ from spider_worker.workspaces.bwrap import HOME, TREE, BwrapBox
 _NUMBERS: Final = itertools.count()
 #: Processes and threads of one episode. An agent's own are about thirty.
 PIDS: Final = 1024
+#: Seconds for the model to end an answer that nobody waits for any more, so that it is known what
+#: it cost; and where a job is cancelled, which has to end soon.
+_PATIENCE: Final = 30.0
+_HASTE: Final = 2.0
 
 
 class ModelHost:
@@ -45,6 +49,13 @@ class ModelHost:
         finally:
             if self._proxy is not None and ticket is not None:
                 self._proxy.revoke(ticket)
+
+    async def _settle(self, ticket: Ticket | None, heard: Heard) -> Heard:
+        """Have the calls counted that the episode's end has cut off."""
+        if self._proxy is not None and ticket is not None:
+            cancelled = heard.status == "cancelled"
+            await self._proxy.settle(ticket, _HASTE if cancelled else _PATIENCE)
+        return heard
 
     async def close(self) -> None:
         """End the job's part; a pool is another's to close."""
@@ -92,7 +103,7 @@ class WarmHost(ModelHost):
             proxy = None
             if self._proxy is not None:
                 proxy = self._pool.socket_path(self._proxy.socket.name)
-            return await run_episode(
+            heard = await run_episode(
                 lambda descriptors: self._pool.fork(plan, descriptors, proxy=proxy),
                 {**request, "path": box.path, "state": state, "llm": llm},
                 log=log,
@@ -101,3 +112,4 @@ class WarmHost(ModelHost):
                 listener=listener,
                 stop=stop,
             )
+            return await self._settle(ticket, heard)

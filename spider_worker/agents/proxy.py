@@ -2,18 +2,20 @@
 
 An agent's process holds a *ticket*, which is worth nothing outside: with it as its key the agent
 speaks to a Unix socket here, and so may whatever it runs. A ticket has caps, on calls and on
-dollars, and ends with its episode. Retries are the agent's SDK's; the proxy makes none.
+dollars, and ends with its episode. Retries are the agent's SDK's; the proxy makes none. A call
+that the agent gives up on is billed all the same: it goes on here until it can be counted.
 """
 
 from __future__ import annotations
 
 __all__ = ["LlmProxy", "Prices", "Ticket"]
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,6 +28,11 @@ _CONNECT_SECONDS: Final = 30.0
 #: Said of an endpoint that is not there: the agent's SDK waits for minutes then, as it does not
 #: for a bad gateway.
 _AWAY: Final = 503
+#: Failed calls that a ticket has beside those that count: a busy endpoint refuses many.
+_SPARE_FAILURES: Final = 100
+_FAILURES_A_CALL: Final = 10
+#: A shorter key is one of those that a server of one's own takes for none, and a word like others.
+_SECRET_LENGTH: Final = 8
 #: Of the endpoint's answer, what an agent's SDK reads.
 _HEADERS: Final = ("Content-Type", "Retry-After", "x-request-id")
 
@@ -46,11 +53,11 @@ class Prices:
         return float(taken) * self.input + float(given) * self.output
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Ticket:
     """One episode's right to call the model. ``cost`` is in dollars and None once a call's is not
-    known; ``max_cost`` and ``max_calls`` None are no cap. A call that is under way may go over
-    ``max_cost``; none begins after."""
+    known; ``max_cost`` and ``max_calls``, of calls that were answered, None are no cap. A call
+    that is under way may go over ``max_cost``; none begins after or beside it."""
 
     key: str
     max_calls: int | None = None
@@ -63,17 +70,20 @@ class Ticket:
     completion_tokens: int = 0
     cost: float | None = 0.0
     closed: bool = False
+    under_way: set[asyncio.Task[web.StreamResponse]] = dataclasses.field(default_factory=set)
+    turn: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)  #: with a cap on money
 
     def refusal(self) -> str | None:
         """Why no further call is allowed, None if one is."""
         if self.closed:
             return "this episode has ended"
-        if self.max_calls is not None and self.calls >= self.max_calls:
-            return f"the cap of {self.max_calls} calls of the model is reached"
+        if self.max_calls is not None:
+            if self.answers + len(self.under_way) >= self.max_calls:
+                return f"the cap of {self.max_calls} calls of the model is reached"
+            if self.failures >= _FAILURES_A_CALL * self.max_calls + _SPARE_FAILURES:
+                return f"{self.failures} calls of the model have failed, and no more are made"
         if self.max_cost is not None and self.cost is None:
-            return (
-                "there is a cap on money, and the endpoint does not say how many tokens a call had"
-            )
+            return "there is a cap on money, and it is not known what an earlier call cost"
         if self.max_cost is not None and self.cost is not None and self.cost >= self.max_cost:
             return f"the cap of ${self.max_cost:.4f} is reached"
         return None
@@ -110,6 +120,7 @@ class LlmProxy:
         self._tickets: dict[str, Ticket] = {}
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._under_way: set[asyncio.Task[web.StreamResponse]] = set()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -136,6 +147,7 @@ class LlmProxy:
         """End it, and calls that are under way. Idempotent."""
         runner, self._runner = self._runner, None
         if runner is not None:
+            await _break_off(self._under_way)
             await runner.cleanup()
         session, self._session = self._session, None
         if session is not None:
@@ -149,8 +161,18 @@ class LlmProxy:
         return ticket
 
     def revoke(self, ticket: Ticket) -> None:
+        """No further call begins with it."""
         ticket.closed = True
         self._tickets.pop(ticket.key, None)
+
+    async def settle(self, ticket: Ticket, seconds: float) -> None:
+        """Revoke a ticket and wait for what is under way with it to be counted. A call that takes
+        longer than ``seconds`` is broken off, and the ticket's cost is not known then."""
+        self.revoke(ticket)
+        calls = set(ticket.under_way)
+        if calls:
+            await asyncio.wait(calls, timeout=seconds)
+        await _break_off(calls)
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
         held = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -159,12 +181,39 @@ class LlmProxy:
             return _refuse(401, "no episode that is under way has this key")
         if (why := ticket.refusal()) is not None:
             return _refuse(403, why)
+        body = await request.read()
+        capped = ticket.max_cost is not None
+        if capped:
+            # Beside one whose cost is not known yet, nobody could tell what is left.
+            await ticket.turn.acquire()
+        if (why := ticket.refusal()) is not None:
+            if capped:
+                ticket.turn.release()
+            return _refuse(403, why)
         ticket.calls += 1
+        call = asyncio.create_task(self._exchange(request, body, ticket))
+        ticket.under_way.add(call)
+        self._under_way.add(call)
+
+        def ended(call: asyncio.Task[web.StreamResponse]) -> None:
+            ticket.under_way.discard(call)
+            self._under_way.discard(call)
+            if capped:
+                ticket.turn.release()
+            if not call.cancelled():
+                call.exception()  # whoever waits is told; an agent that hung up does not
+
+        call.add_done_callback(ended)
+        return await asyncio.shield(call)
+
+    async def _exchange(
+        self, request: web.Request, body: bytes, ticket: Ticket
+    ) -> web.StreamResponse:
+        """One call of the endpoint, counted however it ends."""
         assert self._session is not None
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        body = await request.read()
         url = self._base_url + request.path.removeprefix("/v1")
         try:
             # A redirect could lead anywhere, with the key.
@@ -174,18 +223,29 @@ class LlmProxy:
                 return await self._pass_on(request, answer, ticket)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             ticket.failures += 1
+            late = isinstance(error, TimeoutError)
+            if late and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                ticket.cost = None  # it was at work, and nobody knows on how much
             said = f"the endpoint could not be reached: {type(error).__name__}: {error}"
-            return _refuse(504 if isinstance(error, TimeoutError) else _AWAY, said)
+            return _refuse(504 if late else _AWAY, said)
+        except asyncio.CancelledError:
+            ticket.cost = None
+            raise
 
     async def _pass_on(
         self, request: web.Request, answer: aiohttp.ClientResponse, ticket: Ticket
     ) -> web.StreamResponse:
-        headers = {name: answer.headers[name] for name in _HEADERS if name in answer.headers}
-        if answer.content_type == "text/event-stream":
+        headers = {
+            name: self._hidden(answer.headers[name].encode()).decode()
+            for name in _HEADERS
+            if name in answer.headers
+        }
+        if answer.content_type == "text/event-stream" and answer.status < 400:
             return await self._stream(request, answer, ticket, headers)
         content = await answer.read()
         if answer.status >= 400:
             ticket.failures += 1
+            content = self._hidden(content)
             if answer.status in (401, 403):
                 ticket.refused = content[:500].decode("utf-8", "replace")
         else:
@@ -202,19 +262,44 @@ class LlmProxy:
         headers: Mapping[str, str],
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=headers)
-        await response.prepare(request)
         usage: Mapping[str, Any] = {}
         try:
+            await response.prepare(request)
+            listening = True
+        except ConnectionError:
+            listening = False
+        try:
             async for line in answer.content:
-                await response.write(line)
                 if line.startswith(b"data: {"):
                     usage = _usage(line[6:]) or usage
+                if listening:
+                    try:
+                        await response.write(line)
+                    except ConnectionError:
+                        listening = (
+                            False  # who hung up; and the rest is read for the count at its end
+                        )
         finally:
-            # Whoever hangs up has had what it has had; what that cost is not known then.
             ticket.answers += 1
             ticket.count(usage, self._prices)
-        await response.write_eof()
+        if listening:
+            await response.write_eof()
         return response
+
+    def _hidden(self, content: bytes) -> bytes:
+        """What an endpoint says, without the key: some repeat the one that they refuse."""
+        if self._key is None or len(self._key) < _SECRET_LENGTH:
+            return content
+        for form in (self._key, json.dumps(self._key)[1:-1]):
+            content = content.replace(form.encode(), b"[key]")
+        return content
+
+
+async def _break_off(calls: Iterable[asyncio.Task[web.StreamResponse]]) -> None:
+    ending = list(calls)
+    for call in ending:
+        call.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 def _counted(body: bytes) -> bytes:

@@ -7,7 +7,8 @@ often a request is repeated, and after a restart, it is answered alike. A turn i
 - ``{"call": "terminal", "args": {…}}``, or ``{"calls": [(name, args), …]}``: tool calls;
   ``args`` that are a string go out as they are;
 - ``{"text": "…"}``: plain text, which ends an episode; ``"reasoning"`` may stand beside either;
-- ``{"status": 500}``: an error; ``{"hang": True}``: no answer at all.
+- ``{"status": 500}``: an error; ``{"hang": True}``: no answer at all; ``{"after": 5.0}`` beside
+  any: it takes so many seconds.
 
 Past its last turn a part finishes. ``requests`` holds each body as it came, ``keys`` the bearer
 tokens. As a process of its own: ``python -m tests.support.agent_model PARTS.json [LATENCY]``
@@ -65,6 +66,7 @@ class AgentModel:
         turn = self._turn(body["messages"])
         if turn.get("hang"):
             await asyncio.sleep(3600)
+        await asyncio.sleep(turn.get("after", 0.0))
         if "status" in turn:
             said = {"error": {"message": turn.get("message", "scripted"), "type": "scripted"}}
             return web.json_response(said, status=turn["status"])

@@ -14,7 +14,7 @@ from spider_sdk.errors import FatalJobError
 from spider_worker.agents.episode import Heard, run_episode
 from spider_worker.agents.pool import AgentPool
 from spider_worker.agents.proxy import LlmProxy
-from tests.contract.swe_agent.conftest import Job, Warm
+from tests.contract.swe_agent.conftest import PRICE, Job, Warm
 from tests.support.agent_model import running_model
 from tests.support.fake_docker import running_engine
 from tests.support.swe_repos import SweRepo
@@ -58,6 +58,16 @@ def test_tasks_that_the_workspace_cannot_open_are_said_before_anything_begins(
         job.run(workspace="docker")
     assert job.model is not None
     assert not job.model.requests
+
+
+def test_a_call_that_a_timeout_cuts_off_is_counted_all_the_same(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
+) -> None:
+    parts = {repos[0].folder.name: [{"text": "Too late.", "after": 15.0}]}
+    job = Job(folder, warm, repos[:1], python, parts)
+    (record,) = job.run(timeout_seconds=10)
+    assert record["status"] == "timeout"
+    assert record["metrics"]["accumulated_cost"] == pytest.approx(110 * PRICE)
 
 
 def free_port() -> int:
