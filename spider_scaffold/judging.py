@@ -162,6 +162,8 @@ def _conclude(state: State, output: Path, how: Settings, found: Summary) -> None
         parts += [f"{found.undecided} undecided"] if found.undecided else []
         parts += [f"{found.flaky} flaky"] if found.flaky else []
         parts += [f"{found.skipped} judged before"] if found.skipped else []
+        parts += [f"{found.kept} earlier verdicts kept"] if found.kept else []
+        parts += [f"{found.unjudged} not judged, kept from their end"] if found.unjudged else []
         state.say(" · ".join(parts))
     say_tree(state, output)
     if found.undecided - found.invalid == found.judged > 0:

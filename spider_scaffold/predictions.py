@@ -14,6 +14,7 @@ from spider_sdk.cli.state import State
 from spider_sdk.errors import UsageError
 from spider_worker.evaluation.evaluate import with_report
 from spider_worker.evaluation.predictions import export_predictions, read_harness_report
+from spider_worker.evaluation.standing import judgeable, known_verdict
 from spider_worker.evaluation.verdict import patch_digest
 from spider_worker.trajectories.output_file import read_index, rewrite
 from spider_worker.trajectories.record import Record
@@ -21,19 +22,27 @@ from spider_worker.trajectories.record import Record
 
 def export_to(state: State, output: Path, target: Path) -> None:
     try:
-        written = export_predictions(output, target)
+        exported = export_predictions(output, target)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}") from error
     if state.json:
-        state.emit({"predictions": [str(path) for path in written]})
-    for path in written:
+        files = [str(path) for path in exported.files]
+        state.emit({"predictions": files, "left_out": exported.left_out})
+    for path in exported.files:
         state.say(f"predictions are in {path}")
+    if exported.left_out:
+        state.say(f"left out, kept from their end: {counted(exported.left_out, 'run')}")
 
 
 def import_from(state: State, output: Path, report: Path, n: int) -> None:
-    """Put the verdicts of a harness on the runs of number ``n`` into the file. Raises UsageError
-    where the report is none, or says nothing of any of them."""
-    latest = {key: entry for key, entry in read_index(output).latest.items() if key[1] == n}
+    """Put the verdicts of a harness on the runs of number ``n`` into the file; one that says
+    nothing of a patch takes no earlier verdict away. Raises UsageError where the report is none, or says nothing of any of them."""
+    index = read_index(output)
+    latest = {
+        key: entry
+        for key, entry in index.latest.items()
+        if key[1] == n and judgeable(index.load(entry))
+    }
     found = read_harness_report(report, frozenset(instance for instance, _ in latest))
     if not found.reports:
         raise UsageError(f"{report} says nothing of the instances of run {n} in {output}")
@@ -42,6 +51,8 @@ def import_from(state: State, output: Path, report: Path, n: int) -> None:
         said = found.reports.get(record.instance_id)
         entry = latest.get(record.key)
         if said is None or entry is None or entry.attempt != record.attempt:
+            return record.data
+        if said.resolved is None and known_verdict(record) is not None:
             return record.data
         digest = patch_digest(record.git_patch or "")
         return with_report(record.data, dataclasses.replace(said, patch_sha256=digest))

@@ -16,6 +16,8 @@ from typing import Any
 from spider_sdk.errors import SpiderError
 from spider_worker.evaluation import policy
 from spider_worker.evaluation.judge import Judge
+from spider_worker.evaluation.predictions import IMPORTED
+from spider_worker.evaluation.standing import judgeable, known_verdict
 from spider_worker.evaluation.verdict import Report, patch_digest
 from spider_worker.swe_tasks.base import Task
 from spider_worker.trajectories.output_file import read_index, rewrite
@@ -39,10 +41,11 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What an evaluation did. ``skipped`` counts records that were judged before, ``undecided``
-    those of which nothing can be said (``invalid`` among them: their task is at fault); ``unknown``
-    are the ids of records that no task has, ``torn`` the bytes of a last line that was never
-    finished: no record."""
+    """What an evaluation did. ``skipped`` counts records that were judged before, ``unjudged``
+    those whose run was kept from its end (``judgeable``), ``undecided`` those of which nothing can
+    be said (``invalid`` among them: their task is at fault), ``kept`` those of these that have an
+    earlier verdict on the same patch, which stays; ``unknown`` are the ids of records that no task
+    has, ``torn`` the bytes of a last line that was never finished: no record."""
 
     judged: int = 0
     resolved: int = 0
@@ -50,7 +53,9 @@ class Summary:
     undecided: int = 0
     invalid: int = 0
     flaky: int = 0
+    kept: int = 0
     skipped: int = 0
+    unjudged: int = 0
     unknown: tuple[str, ...] = ()
     torn: int = 0
 
@@ -61,6 +66,7 @@ class _Work:
 
     line: _Line
     patch: str
+    before: bool | None  # a verdict on the same patch
 
 
 async def evaluate_file(
@@ -82,8 +88,10 @@ async def evaluate_file(
 
     The file is replaced as a whole now and then (``interval`` in seconds, longer where that takes
     long) and at the end, whatever the end is; lines that others add meanwhile stay. Records with a
-    settled report on the same patch are left out, unless ``force``. ``timeout``, ``reruns``,
-    ``cache`` and ``network`` are the judge's (``Judge``).
+    settled report on the same patch, a public harness's too, are left out, unless ``force``, which
+    also has every task checked anew; those that are not ``judgeable`` always are. A verdict on the
+    same patch is never replaced by none. ``timeout``, ``reruns``, ``cache`` and ``network`` are the
+    judge's (``Judge``).
 
     Raises EngineUnavailable where boxes cannot be had, UsageError for a line that is no record,
     FileNotFoundError where there is no file.
@@ -91,17 +99,24 @@ async def evaluate_file(
     work, found = await asyncio.to_thread(_plan, path, tasks, force)
     if work:
         await workspace.check()
-    judge = Judge(workspace, timeout=timeout, reruns=reruns, cache=cache, network=network)
+    judge = Judge(
+        workspace, timeout=timeout, reruns=reruns, cache=cache, fresh=force, network=network
+    )
     reports: dict[_Line, Report] = {}
+    kept = 0
     writer = _Writer(path, interval)
     queue = collections.deque(work)
 
     async def serve() -> None:
+        nonlocal kept
         while queue:
             one = queue.popleft()
             report = await judge.judge(tasks[one.line[0]], one.patch)
             reports[one.line] = report
-            await writer.add(one.line, report)
+            if report.resolved is None and one.before is not None:
+                kept += 1
+            else:
+                await writer.add(one.line, report)
             if on_result is not None:
                 on_result(Judged(*one.line[:3], report))
 
@@ -114,23 +129,30 @@ async def evaluate_file(
         raise next(_leaves(errors)) from None
     finally:
         writer.flush()
-    return _sum_up(found, list(reports.values()))
+    return _sum_up(dataclasses.replace(found, kept=kept), list(reports.values()))
 
 
 def _plan(path: Path, tasks: Mapping[str, Task], force: bool) -> tuple[list[_Work], Summary]:
     index = read_index(path)
     if not index.latest and not path.exists():
         raise FileNotFoundError(path)
-    work, unknown, skipped = [], [], 0
+    work, unknown, skipped, unjudged = [], [], 0, 0
     for entry in index.latest.values():
         record = index.load(entry)
         if record.instance_id not in tasks:
             unknown.append(record.instance_id)
+        elif not judgeable(record):
+            unjudged += 1
         elif not force and _settled(record):
             skipped += 1
         else:
-            work.append(_Work(_line(record), record.git_patch or ""))
-    summary = Summary(skipped=skipped, unknown=tuple(sorted(set(unknown))), torn=_torn(path))
+            work.append(_Work(_line(record), record.git_patch or "", known_verdict(record)))
+    summary = Summary(
+        skipped=skipped,
+        unjudged=unjudged,
+        unknown=tuple(sorted(set(unknown))),
+        torn=_torn(path),
+    )
     return work, summary
 
 
@@ -139,11 +161,12 @@ def _line(record: Record) -> _Line:
 
 
 def _settled(record: Record) -> bool:
-    """Whether there is a report on this very patch, by today's policy, that will not change."""
+    """Whether there is a report on this very patch, by today's policy or taken over from a public
+    harness, that will not change."""
     report = record.report or {}
     return (
         report.get("patch_sha256") == patch_digest(record.git_patch or "")
-        and report.get("policy") == policy.NAME
+        and report.get("policy") in (policy.NAME, IMPORTED)
         and (report.get("resolved") is not None or report.get("invalid_task") is True)
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["IMPORTED", "Imported", "export_predictions", "read_harness_report"]
+__all__ = ["IMPORTED", "Exported", "Imported", "export_predictions", "read_harness_report"]
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spider_sdk.errors import UsageError
+from spider_worker.evaluation.standing import judgeable
 from spider_worker.evaluation.verdict import Group, Report
 from spider_worker.sinks.atomic import atomic_path
 from spider_worker.trajectories.output_file import read_index
@@ -22,9 +23,17 @@ _TESTS: Final = {"FAIL_TO_PASS": "fail_to_pass", "PASS_TO_PASS": "pass_to_pass"}
 _RESOLVED: Final = frozenset({"resolved_ids", "ids_resolved"})
 
 
-def export_predictions(source: Path, target: Path, *, model: str | None = None) -> list[Path]:
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """``left_out`` is the number of runs that are not ``judgeable``."""
+
+    files: tuple[Path, ...]
+    left_out: int
+
+
+def export_predictions(source: Path, target: Path, *, model: str | None = None) -> Exported:
     """Write ``{instance_id, model_name_or_path, model_patch}`` for the records of ``source`` (an
-    ``output.jsonl``) that count, and return the files written.
+    ``output.jsonl``) that count and can be judged.
 
     A harness keeps one prediction an instance, so independent runs of the same instances go to
     files of their own: ``target`` has the first of them, ``target`` with ``-n1`` in its name the
@@ -32,8 +41,12 @@ def export_predictions(source: Path, target: Path, *, model: str | None = None) 
     """
     index = read_index(source)
     lines: dict[int, list[str]] = {0: []}
+    left_out = 0
     for (instance_id, n), entry in index.latest.items():
         record = index.load(entry)
+        if not judgeable(record):
+            left_out += 1
+            continue
         prediction = {
             "instance_id": instance_id,
             "model_name_or_path": model or record.model or "unknown",
@@ -46,7 +59,7 @@ def export_predictions(source: Path, target: Path, *, model: str | None = None) 
         with atomic_path(path) as temporary:
             temporary.write_text("".join(lines[n]), "utf-8")
         written.append(path)
-    return written
+    return Exported(tuple(written), left_out)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import subprocess
 import uuid
@@ -280,6 +281,33 @@ def test_a_task_that_proves_nothing_is_invalid(changes, reason, repos, tmp_path)
     assert (report.resolved, report.invalid_task, report.error_eval) == (None, True, False)
     assert reason in report.error
     assert report.settled
+
+
+def test_a_task_that_proves_nothing_may_do_so_another_time(repos, tmp_path):
+    repo, kept, tool = repos["calc"], tmp_path / "kept", tmp_path / "tool"
+    task = task_of(repo, test_cmd=f"test -f {tool} || rm calc.py; {repo.test_cmd}")
+    options = {"reruns": 0, "cache": kept}
+    assert judge("local", tmp_path, task, repo.gold_patch, **options).invalid_task
+    assert not kept.exists()
+    tool.touch()
+    assert judge("local", tmp_path, task, repo.gold_patch, **options).resolved is True
+    (file,) = kept.iterdir()
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, "valid": False, "reason": "an older one"}))
+    assert judge("local", tmp_path, task, repo.gold_patch, **options).resolved is True
+    # What is kept wrongly as good is found out where everything is to be looked at again.
+    tool.unlink()
+    assert judge("local", tmp_path, task, "x", **options).failed_apply_patch
+    assert judge("local", tmp_path, task, "x", fresh=True, **options).invalid_task
+
+
+def test_a_solution_that_ran_past_its_time_says_nothing_of_the_task(repos, tmp_path):
+    repo = repos["calc"]
+    task = task_of(repo, test_cmd="sleep 60")
+    place = workspace("local", tmp_path / "boxes")
+    found = asyncio.run(Judge(place, timeout=0.2, reruns=0).judge(task, repo.gold_patch))
+    assert (found.resolved, found.error_eval, found.invalid_task) == (None, True, False)
+    assert "ran past their time" in (found.error or "")
 
 
 def test_where_no_test_runs_there_is_no_answer_and_nothing_is_kept(repos, tmp_path):

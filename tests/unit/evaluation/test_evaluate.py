@@ -110,6 +110,63 @@ def test_what_is_settled_is_left_out_unless_forced(path):
     assert go(path, names, force=True).judged == 4
 
 
+def test_what_was_kept_from_its_end_is_not_judged(path):
+    runs = [
+        line("a", None, status="workspace_error"),
+        line("b", None, status="llm_error"),
+        line("c", "good", status="cancelled"),
+        line("d", None, status="timeout"),
+        line("e", "", status="agent_error"),
+    ]
+    write(path, *runs)
+    place = Place()
+    summary = go(path, "abcde", place)
+    assert (summary.unjudged, summary.judged, place.checks) == (5, 0, 0)
+    assert go(path, "abcde", force=True).unjudged == 5
+    assert read(path) == runs
+    write(path, line("a", "bad", status="timeout"), {**line("b", "bad", error="x"), "status": None})
+    assert go(path, "ab").unresolved == 2
+
+
+def test_what_a_public_harness_said_is_left_alone_unless_forced(path):
+    def judged(name, patch, resolved):
+        said = {"resolved": resolved, "policy": "harness", "patch_sha256": patch_digest(patch)}
+        return line(name, patch, resolved=resolved, report=said)
+
+    write(path, judged("a", "bad", True), judged("b", "good", False), judged("c", "good", None))
+    summary = go(path, "abc")
+    assert (summary.skipped, summary.judged) == (2, 1)
+    assert [record["resolved"] for record in read(path)] == [True, False, True]
+    go(path, "abc", force=True)
+    assert [record["resolved"] for record in read(path)] == [False, True, True]
+
+
+def test_a_verdict_is_never_replaced_by_none(path):
+    write(path, line("a", "lost", resolved=True, report={"resolved": True}))
+    summary = go(path, "a", force=True)
+    assert (summary.kept, summary.undecided) == (1, 1)
+    assert read(path)[0]["resolved"] is True
+    said = {"resolved": True, "patch_sha256": patch_digest("another")}
+    write(path, line("a", "lost", resolved=True, report=said))
+    assert go(path, "a").kept == 0
+    assert read(path)[0]["resolved"] is None
+
+
+def test_force_has_the_tasks_checked_anew(path, planned, monkeypatch):
+    made = []
+    init = planned.__init__
+
+    def noting(self, *args, **options):
+        made.append(options["fresh"])
+        init(self, *args, **options)
+
+    monkeypatch.setattr(planned, "__init__", noting)
+    write(path, line("a", "good"))
+    go(path, "a")
+    go(path, "a", force=True)
+    assert made == [False, True]
+
+
 def test_another_patch_or_policy_is_judged_anew(path, monkeypatch):
     write(path, line("a", "good"), line("b", "good"))
     go(path, "ab")

@@ -29,15 +29,17 @@ def test_the_attempt_that_counts_is_exported_and_each_run_has_a_file(tmp_path):
         record("b", None),
         record("a", "new Ü", attempt=2),
         record("a", "other", n=1),
+        record("d", None, status="llm_error"),
+        record("e", "part", status="cancelled"),
     ]
     source.write_text("".join(json.dumps(one) + "\n" for one in records) + '{"instance_id": "c')
     written = export_predictions(source, target)
-    assert written == [target, tmp_path / "p-n1.jsonl"]
+    assert (written.files, written.left_out) == ((target, tmp_path / "p-n1.jsonl"), 2)
     assert lines(target) == [
         {"instance_id": "a", "model_name_or_path": "openai/m", "model_patch": "new Ü"},
         {"instance_id": "b", "model_name_or_path": "openai/m", "model_patch": ""},
     ]
-    assert [one["model_patch"] for one in lines(written[1])] == ["other"]
+    assert [one["model_patch"] for one in lines(written.files[1])] == ["other"]
 
 
 def test_the_models_name_may_be_given(tmp_path):

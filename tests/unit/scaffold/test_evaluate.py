@@ -70,6 +70,24 @@ def test_predictions_go_out_and_reports_come_in(
     assert {one.key: one.resolved for one in read(output)}["b", 1] is False
 
 
+def test_runs_that_were_kept_from_their_end_go_nowhere(
+    output: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    append(output, record("c", attempt=2, status="llm_error", git_patch=None))
+    append(output, record("b", resolved=True))
+    target, report = tmp_path / "predictions.jsonl", tmp_path / "report.json"
+    assert run(["evaluate", "--input", str(output), "--export", str(target)]) == 0
+    named = [json.loads(one)["instance_id"] for one in target.read_text().splitlines()]
+    assert named == ["a", "b"]
+    assert "left out, kept from their end: 1 run\n" in capsys.readouterr().out
+    report.write_text(json.dumps({"resolved_ids": ["a"], "error_ids": ["b"], "ids": ["c"]}))
+    assert run(["evaluate", "--input", str(output), "--import", str(report)]) == 0
+    entries = read_index(output).latest
+    assert [entries[name, 0].resolved for name in "abc"] == [True, True, None]
+    report.write_text(json.dumps({"unresolved_ids": ["c"]}))
+    assert run(["evaluate", "--input", str(output), "--import", str(report)]) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
