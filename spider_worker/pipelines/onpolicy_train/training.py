@@ -151,7 +151,7 @@ class Training:
             await self._bench.trainer.sampler()
         )
         figures["seconds/eval"] = time.monotonic() - began
-        self._publish(0, figures, "before training")
+        self._publish(0, figures, " · ".join(["before training", *_evaluated(figures)]))
 
     async def _evaluate_late(self) -> None:
         """The evaluation of the last step, where its record has none: in a record of its own."""
@@ -307,11 +307,7 @@ class Training:
             f"kl {figures.get('kl', math.nan):.4f}",
             f"loss {figures['loss_per_token']:.4f} a token",
         ]
-        if "eval/kl" in figures:
-            parts.append(f"held-out kl {figures['eval/kl']:.4f}")
-        if "eval/score" in figures:
-            parts.append(f"score {figures['eval/score']:.3f}")
-        return " · ".join(parts)
+        return " · ".join([*parts, *_evaluated(figures)])
 
     async def _save_if_due(self, step: int) -> None:
         every = self._options.save_every
@@ -351,3 +347,9 @@ def _moved(data: Sequence[Datum], now: Sequence[Any]) -> float:
         (datum.logprobs - logprobs)[datum.mask] for datum, logprobs in zip(data, now, strict=True)
     ]
     return float(np.concatenate(moves).mean())
+
+
+def _evaluated(figures: Mapping[str, Any]) -> list[str]:
+    """Of an evaluation, what a sentence says; nothing where there was none."""
+    labels = {"eval/kl": "held-out kl {:.4f}", "eval/score": "score {:.3f}"}
+    return [label.format(figures[name]) for name, label in labels.items() if name in figures]
