@@ -2,17 +2,20 @@
 
 ``provider`` (null: none is known), ``api_base``, ``compatible`` (whether the provider speaks
 OpenAI's protocol below that address), ``input_cost_per_token`` and ``output_cost_per_token`` in
-dollars (null: no price is known), ``error`` where the name is none.
+dollars (null: no price is known), ``error`` where the name is none; ``versions`` of the packages
+that agents are made of.
 """
 
 from __future__ import annotations
 
 __all__ = ["describe", "main"]
 
+import importlib.metadata
 import json
 import sys
 from typing import Any, Final
 
+_PACKAGES: Final = ("openhands-sdk", "openhands-tools")
 #: Those whom LiteLLM does not count among the compatible, since it treats them apart.
 _BESIDES: Final = ("mistral", "openai", "openrouter")
 
@@ -35,6 +38,7 @@ def describe(name: str, base_url: str | None) -> dict[str, Any]:
         info = {}
     for key in ("input_cost_per_token", "output_cost_per_token"):
         found[key] = info.get(key)
+    found["versions"] = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return found
 
 

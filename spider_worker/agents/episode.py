@@ -135,8 +135,9 @@ class Episode:
             if await starting:
                 began = time.monotonic()
                 late = f"it was still at work after {self._timeout:g} s"
-                working = [listening, child.ended]
-                await self._wait(working, stopping, self._timeout, ("timeout", late))
+                await self._wait(
+                    [listening, child.ended], stopping, self._timeout, ("timeout", late)
+                )
         finally:
             ready.cancel()
             stopping.cancel()

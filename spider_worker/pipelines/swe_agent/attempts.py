@@ -9,23 +9,26 @@ from __future__ import annotations
 
 __all__ = ["Attempts", "instruction"]
 
-import dataclasses
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import AuthError, WorkspaceError
+from spider_sdk.errors import AuthError, EngineUnavailable, WorkspaceError
 from spider_worker.agents.episode import Heard
 from spider_worker.agents.proxy import Ticket
+from spider_worker.evaluation.standing import judgeable
+from spider_worker.evaluation.verdict import Report
 from spider_worker.pipelines.base import UnitContext
 from spider_worker.pipelines.swe_agent.journal import Journal, Past
 from spider_worker.pipelines.swe_agent.parts import Host, Judging
+from spider_worker.pipelines.swe_agent.spending import Spent, least
+from spider_worker.pipelines.swe_agent.transcript import Transcript
 from spider_worker.swe_tasks.base import Task
-from spider_worker.trajectories.record import build, is_done, judged
+from spider_worker.trajectories.record import Record, build, is_done, judged
 from spider_worker.workspaces.base import Box, Workspace
-from spider_worker.workspaces.repository import prepare, take_patch
+from spider_worker.workspaces.repository import UnusablePatch, prepare, take_patch
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Attempts:
         journal: Journal,
         past: Past,
         metadata: Mapping[str, Any],
-        log_file: Path,
+        transcript: Transcript,
         report: Callable[[Spent], None],
     ) -> None:
         self._ctx = ctx
@@ -75,29 +78,39 @@ class Attempts:
         self._judge = judge
         self._journal = journal
         self._metadata = metadata
-        self._log = log_file
+        self._transcript = transcript
         self._report = report
         self.records: list[dict[str, Any]] = list(past.records)
         self.number = past.attempt
         self._committed = past.committed
         self._before = past.records[past.committed - 1]["attempt"] if past.committed else 0
         self.spent = Spent()
+        self._heard = Heard()
         for record in past.records:
             self.spent.add_record(record)
         if past.unfinished is not None:
             self._close_unfinished(past)
 
     async def run(self) -> None:
-        """Attempt it until there is an outcome, the retries are used up or the job is cancelled.
-        ``records`` has one entry an attempt afterwards. Raises AuthError where the model's
-        endpoint refuses the key."""
+        """Attempt it until there is an outcome, the retries or the money are used up or the job is
+        cancelled, and have the last attempt judged. ``records`` has one entry an attempt
+        afterwards. Raises AuthError where the model's endpoint refuses the key."""
         while not self._settled():
             self.number += 1
             self._journal.begin(self.number)
+            self._transcript.begin(self.number)
             record = await self._attempt()
-            self._journal.end(record)
-            self.records.append(record)
-            self.spent.settle()
+            self._transcript.end(record)
+            self._keep(record)
+        await self._judge_last()
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether the last attempt is still to be judged: the job was cancelled first."""
+        if self._judge is None or not self.records:
+            return False
+        last = self.records[-1]
+        return last["report"] is None and judgeable(Record(last))
 
     def _settled(self) -> bool:
         if self._ctx.cancelled:
@@ -108,7 +121,12 @@ class Attempts:
         if len(self.records) == self._committed or status == "cancelled":
             return is_done(status)  # a job that is retried tries again whatever did not work out
         made = self.number - self._before
-        return status not in RETRIED or made > self._ctx.job.max_retries
+        return status not in RETRIED or made > self._ctx.job.max_retries or self._left() == 0.0
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self._journal.end(record)
+        self.records.append(record)
+        self.spent.settle()
 
     def _close_unfinished(self, past: Past) -> None:
         """What was under way when the last worker was lost becomes an attempt that failed."""
@@ -116,35 +134,81 @@ class Attempts:
         self.spent.now(past.cost, *past.tokens)
         heard = past.unfinished
         heard.status, heard.error = "agent_error", "its worker was lost while it was at work"
-        record = self._record(heard, None, self.spent)
-        self._journal.end(record)
-        self.records.append(record)
-        self.spent.settle()
+        record = self._record(heard, None)
+        self._transcript.replay(record)
+        self._keep(record)
 
     async def _attempt(self) -> dict[str, Any]:
-        """One attempt. Whatever goes wrong with the place is an end like others."""
-        heard = Heard()
-        patch: str | None = None
+        """One attempt. Whatever goes wrong with the place is an end like others; what was heard
+        until then is kept."""
+        heard, patch = Heard(), None
+        self._heard = heard
         try:
             async with self._workspace.open(self._task) as box:
                 await prepare(box, self._task)
-                heard = await self._episode(box)
-                if heard.messages or heard.history:
-                    patch = await take_patch(box)
+                await self._episode(box)
+                patch = await self._take(box)
         except WorkspaceError as error:
             log.warning("%s: %s", self._task.instance_id, error.message)
-            heard.status, heard.error = "workspace_error", error.message
+            heard = self._heard
+            # An agent that ran out of something has, also where its patch cannot be had.
+            if heard.status in (None, "finished") and patch is None:
+                heard.status = "workspace_error"
+            if patch is None:
+                heard.error = "; ".join(filter(None, (heard.error, error.message)))
+        heard = self._heard
         if heard.status == "finished" and not (patch or "").strip():
             heard.status = "empty_patch"
-        record = self._record(heard, patch, self.spent)
-        if self._judge is not None and heard.status not in (*RETRIED, "cancelled"):
-            report = await self._judge(self._task, patch)
-            return judged(record, report.get("resolved"), report)
-        return record
+        return self._record(heard, patch)
 
-    async def _episode(self, box: Box) -> Heard:
+    async def _take(self, box: Box) -> str | None:
+        """What the agent changed; None where it never began, or changed more than can be kept,
+        which another attempt would not mend."""
+        heard = self._heard
+        if not (heard.messages or heard.history):
+            return None
+        try:
+            return await take_patch(box)
+        except UnusablePatch as error:
+            if heard.status == "finished":
+                heard.status = "unusable_patch"
+            heard.error = "; ".join(filter(None, (heard.error, error.message)))
+            return None
+
+    async def _judge_last(self) -> None:
+        """Have the last record judged, which is kept whatever becomes of that."""
+        if not self.unjudged:
+            return
+        record = self.records[-1]
+        try:
+            report = await self._report_on(record["test_result"]["git_patch"])
+        except (EngineUnavailable, WorkspaceError) as error:
+            log.warning("%s could not be judged: %s", self._task.instance_id, error.message)
+            report = Report(resolved=None, error_eval=True, error=error.message).to_json()
+        if report is not None:
+            self._journal.verdict(report)
+            self._transcript.verdict(report)
+            self.records[-1] = judged(record, report.get("resolved"), report)
+
+    async def _report_on(self, patch: str | None) -> Mapping[str, Any] | None:
+        """None where the job is cancelled first."""
+        assert self._judge is not None
+        if self._ctx.cancelled:
+            return None
+        judging = asyncio.ensure_future(self._judge(self._task, patch))
+        stopping = asyncio.ensure_future(self._ctx.wait_cancelled())
+        try:
+            await asyncio.wait([judging, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return judging.result() if judging.done() else None
+        finally:
+            judging.cancel()
+            stopping.cancel()
+            await asyncio.gather(judging, stopping, return_exceptions=True)
+
+    async def _episode(self, box: Box) -> None:
+        """``_heard`` is what was heard of it, also where this raises WorkspaceError."""
         job, ctx = self._ctx.job, self._ctx
-        cap = _least(job.max_budget_per_instance, self._grant())
+        cap = self._left()
         calls = _SPARE_CALLS * job.max_iterations
         ticket = self._host.ticket(max_calls=calls, max_cost=cap)
         request = {
@@ -155,38 +219,39 @@ class Attempts:
         }
 
         def hear(line: Mapping[str, Any], heard: Heard) -> None:
+            self._heard = heard
             self._journal.hear(line)
+            self._transcript.hear(line)
             if line["op"] == "metrics":
                 self._spend(ticket, heard)
 
-        heard = await self._host.run(
+        self._heard = await self._host.run(
             box,
             request,
             ticket=ticket,
-            log=self._log,
+            log=self._transcript.printed,
             timeout=job.timeout_seconds,
             listener=hear,
             stop=ctx.wait_cancelled,
         )
-        self._spend(ticket, heard)
+        self._spend(ticket, self._heard)
         if ticket is not None and ticket.refused and not ticket.answers:
             raise AuthError(
                 f"the model's endpoint refused the key of {job.llm_model}: {ticket.refused}"
             )
-        return heard
 
-    def _grant(self) -> float | None:
-        """Of what this claim may spend, what its earlier attempts left."""
-        if self._ctx.grant is None:
-            return None
-        return max(self._ctx.grant - (self.spent.this_claim or 0.0), 0.0)
+    def _left(self) -> float | None:
+        """Dollars that another attempt may cost; None: there is no cap."""
+        return self.spent.left_of(least(self._ctx.job.max_budget_per_instance, self._ctx.grant))
 
     def _spend(self, ticket: Ticket | None, heard: Heard) -> None:
         if ticket is not None:
             self.spent.now(ticket.cost, ticket.prompt_tokens, ticket.completion_tokens)
         else:
             usage = heard.metrics.get("accumulated_token_usage") or {}
-            cost = heard.metrics.get("accumulated_cost") or None
+            # Nothing at all is also what is counted where nobody knows the price.
+            unpriced = None if self._left() is None else 0.0
+            cost = heard.metrics.get("accumulated_cost") or unpriced
             self.spent.now(cost, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
         self.spent.turns = heard.turns
         self._journal.spend(
@@ -194,8 +259,13 @@ class Attempts:
         )
         self._report(self.spent)
 
-    def _record(self, heard: Heard, patch: str | None, spent: Spent) -> dict[str, Any]:
-        task = self._task
+    def _record(self, heard: Heard, patch: str | None) -> dict[str, Any]:
+        task, spent = self._task, self.spent
+        cap = self._ctx.job.max_budget_per_instance
+        if heard.status in RETRIED and spent.left_of(cap) == 0.0:
+            # It would be tried again, and there is nothing to pay that with.
+            used_up = f"the ${cap:g} for an instance are used up"
+            heard.status, heard.error = "max_budget", f"{used_up}; {heard.error}"
         metrics = {
             **heard.metrics,
             "accumulated_cost": spent.attempt_cost,
@@ -222,51 +292,6 @@ class Attempts:
             messages=heard.messages,
             tools=heard.tools,
         )
-
-
-@dataclasses.dataclass
-class Spent:
-    """Dollars (None: unknown) and tokens: of earlier attempts, and of the one under way."""
-
-    cost: float | None = 0.0
-    prompt: int = 0
-    completion: int = 0
-    this_claim: float | None = 0.0
-    attempt_cost: float | None = 0.0
-    attempt_prompt: int = 0
-    attempt_completion: int = 0
-    turns: int = 0  #: of the attempt under way
-
-    def now(self, cost: float | None, prompt: int, completion: int) -> None:
-        self.attempt_cost, self.attempt_prompt, self.attempt_completion = cost, prompt, completion
-
-    def settle(self) -> None:
-        """The attempt has ended: it counts among the earlier ones."""
-        self.cost = _sum(self.cost, self.attempt_cost)
-        self.this_claim = _sum(self.this_claim, self.attempt_cost)
-        self.prompt += self.attempt_prompt
-        self.completion += self.attempt_completion
-        self.now(0.0, 0, 0)
-
-    def add_record(self, record: Mapping[str, Any]) -> None:
-        metrics = record["metrics"]
-        usage = metrics.get("accumulated_token_usage") or {}
-        self.cost = _sum(self.cost, metrics.get("accumulated_cost"))
-        self.prompt += usage.get("prompt_tokens", 0)
-        self.completion += usage.get("completion_tokens", 0)
-
-    @property
-    def total(self) -> float | None:
-        return _sum(self.cost, self.attempt_cost)
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
-
-
-def _least(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return min(known) if known else None
 
 
 def _condenser(wanted: object) -> bool | dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ["find_endpoint"]
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -52,7 +53,7 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
         key = _key(ctx, address_key(job.llm_base_url), where=job.llm_base_url)
         # The prefix tells LiteLLM the protocol; the server is sent what stands behind it.
         endpoint = Endpoint(f"openai/{name}", job.llm_base_url, key, True, _prices(job, found))
-        return _capped(job, endpoint)
+        return _capped(job, _versioned(endpoint, found))
     _check_served(job.llm_model.split("/")[0], job.llm_model)
     found = await ask_model(python, job.llm_model, None)
     provider = found["provider"]
@@ -63,7 +64,7 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
             "server that speaks OpenAI's protocol"
         )
     _check_served(provider, job.llm_model)
-    return _capped(job, _of_provider(ctx, provider, found))
+    return _capped(job, _versioned(_of_provider(ctx, provider, found), found))
 
 
 def _of_provider(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
@@ -130,6 +131,10 @@ def _prices(job: SweConfig, found: Mapping[str, Any]) -> Prices:
         first(job.input_cost_per_token, found["input_cost_per_token"]),
         first(job.output_cost_per_token, found["output_cost_per_token"]),
     )
+
+
+def _versioned(endpoint: Endpoint, found: Mapping[str, Any]) -> Endpoint:
+    return dataclasses.replace(endpoint, versions=found.get("versions", {}))
 
 
 def _capped(job: SweConfig, endpoint: Endpoint) -> Endpoint:

@@ -3,6 +3,7 @@
 A runner may be killed at any moment, and what an agent has done until then is a trajectory, if a
 partial one, and was paid for. Lines are the agent's own (``spider_agent.lines``), between one that
 says which attempt begins and one that holds its record, with a line for each call of the model.
+The record is there before it is judged; the verdict is a line of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import orjson
 
 from spider_worker.agents.episode import Heard
+from spider_worker.trajectories.record import judged
 
 
 @dataclasses.dataclass
@@ -61,6 +63,11 @@ class Journal:
         self._write({"op": "record", "record": record})
         os.fsync(self._file.fileno())
 
+    def verdict(self, report: Mapping[str, Any]) -> None:
+        """What the judge says of the last record."""
+        self._write({"op": "verdict", "report": report})
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
@@ -95,6 +102,9 @@ def _take(past: Past, line: Mapping[str, Any]) -> None:
             past.records.append(line["record"])
             past.attempt = line["record"]["attempt"]
             past.unfinished, past.cost, past.tokens = None, 0.0, (0, 0)
+        case "verdict":
+            report = line["report"]
+            past.records[-1] = judged(past.records[-1], report.get("resolved"), report)
         case _:
             if past.unfinished is not None:
                 past.unfinished.take(line)

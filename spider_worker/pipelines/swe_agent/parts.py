@@ -22,13 +22,15 @@ from spider_worker.workspaces.base import Box, Workspace
 class Endpoint:
     """How the model is reached. ``model`` is the name that the agent's SDK is given; ``key`` is
     None where the model wants none; ``base_url`` None is the provider's own. Through a proxy
-    (``proxied``) the agent sees neither of them."""
+    (``proxied``) the agent sees neither of them. ``versions`` are those of the packages that
+    agents are made of."""
 
     model: str
     base_url: str | None
     key: str | None
     proxied: bool
     prices: Prices = Prices()
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class Host(Protocol):

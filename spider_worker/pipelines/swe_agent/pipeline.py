@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["SweAgentPipeline"]
 
 import asyncio
+import datetime
 import importlib.metadata
 import logging
 from collections.abc import Mapping
@@ -25,12 +26,15 @@ from spider_worker.pipelines.base import (
     UnitSpec,
 )
 from spider_worker.pipelines.calls import announce
-from spider_worker.pipelines.swe_agent.attempts import Attempts, Spent
+from spider_worker.pipelines.swe_agent.attempts import Attempts
 from spider_worker.pipelines.swe_agent.gathering import gather, said, write_metadata
-from spider_worker.pipelines.swe_agent.journal import Journal, read_past
+from spider_worker.pipelines.swe_agent.journal import Journal, Past, read_past
 from spider_worker.pipelines.swe_agent.left_out import read_left_out
 from spider_worker.pipelines.swe_agent.parts import Endpoint, Host, Parts
 from spider_worker.pipelines.swe_agent.silence import Silence
+from spider_worker.pipelines.swe_agent.spending import Spent
+from spider_worker.pipelines.swe_agent.transcript import Transcript
+from spider_worker.trajectories.commit import spider_commit
 from spider_worker.trajectories.layout import INFER_LOGS, METADATA, OUTPUT, log_name
 from spider_worker.trajectories.metadata import run_metadata
 from spider_worker.trajectories.record import is_done
@@ -39,6 +43,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds for agents to be ended and what they did to be written down, after a cancel.
 GRACE: Final = 10.0
+#: Keys of the state: when the job was planned first, and versions of what its agents are made of.
+_STARTED: Final = "started"
+_VERSIONS: Final = "versions"
 Ctx = JobContext[SweConfig]
 UnitCtx = UnitContext[SweConfig]
 
@@ -85,6 +92,9 @@ class SweAgentPipeline:
             for n in range(job.n_attempts)
             if (task.instance_id, n) not in left_out
         ]
+        began = (await asyncio.to_thread(ctx.load_state)).get(_STARTED) or _now()
+        state = {_STARTED: began, _VERSIONS: dict(endpoint.versions)}
+        await asyncio.to_thread(ctx.save_state, state)
         return Plan(units=units, rows_total=len(units))
 
     async def run(self, ctx: UnitCtx) -> UnitOutcome:
@@ -100,7 +110,8 @@ class SweAgentPipeline:
     async def finalise(self, ctx: Ctx) -> JobResult:
         output = ctx.scratch / OUTPUT
         tally = await asyncio.to_thread(gather, ctx.shards(), output)
-        metadata = write_metadata(self._metadata(), ctx.scratch / METADATA)
+        versions = (await asyncio.to_thread(ctx.load_state)).get(_VERSIONS) or {}
+        metadata = write_metadata(await self._metadata(ctx, versions), ctx.scratch / METADATA)
         message = said(tally)
         remote = None
         if self._job.hf_repo_id is not None:
@@ -145,8 +156,8 @@ class SweAgentPipeline:
         journal = Journal(ctx.open_journal())
         try:
             await asyncio.to_thread(journal.take_over, past)
-            log_file = ctx.scratch / log_name(task.instance_id, n)
-            log_file.touch()
+            name = log_name(task.instance_id, n)
+            transcript = await asyncio.to_thread(self._transcript, ctx, name, past)
             attempts = Attempts(
                 ctx,
                 task,
@@ -156,8 +167,8 @@ class SweAgentPipeline:
                 judge=self._parts.judge(ctx) if self._job.evaluate else None,
                 journal=journal,
                 past=past,
-                metadata=self._metadata(),
-                log_file=log_file,
+                metadata=await self._metadata(ctx, endpoint.versions),
+                transcript=transcript,
                 report=lambda spent: ctx.progress(
                     _spending(spent),
                     {
@@ -177,7 +188,7 @@ class SweAgentPipeline:
             journal.close()
         if attempts.records:
             self._silence.ended(attempts.records[-1])
-        return await self._outcome(ctx, attempts, log_file, n)
+        return await self._outcome(ctx, attempts, transcript.path, n)
 
     async def _outcome(
         self, ctx: UnitCtx, attempts: Attempts, log_file: Path, n: int
@@ -196,7 +207,7 @@ class SweAgentPipeline:
         return UnitOutcome(
             counters=counters,
             file=shard,
-            complete=last is not None and last["status"] != "cancelled",
+            complete=(last is not None and last["status"] != "cancelled" and not attempts.unjudged),
             files={f"{INFER_LOGS}/{log_file.name}": log_file},
         )
 
@@ -205,9 +216,25 @@ class SweAgentPipeline:
             "swe-agent:host", lambda: self._parts.host(ctx, endpoint), lambda host: host.close()
         )
 
-    def _metadata(self) -> dict[str, Any]:
-        versions = {"spider": importlib.metadata.version("spider-distill")}
-        return run_metadata(self._job, agent_config=versions)
+    async def _metadata(self, ctx: Ctx, agent: Mapping[str, str]) -> dict[str, Any]:
+        """``agent``: the versions of what its agents are made of."""
+        started = (await asyncio.to_thread(ctx.load_state)).get(_STARTED)
+        metadata = run_metadata(
+            self._job,
+            agent_config={"spider": importlib.metadata.version("spider-distill")},
+            start_time=datetime.datetime.fromisoformat(started or _now()),
+            git_commit=await asyncio.to_thread(spider_commit),
+        )
+        metadata["details"] |= agent
+        return metadata
+
+    def _transcript(self, ctx: UnitCtx, name: str, past: Past) -> Transcript:
+        """The log of an instance, with what is known of its earlier attempts."""
+        transcript = Transcript(ctx.scratch / name)
+        earlier = ctx.artifact(f"{INFER_LOGS}/{name}")
+        told = past.committed if earlier is not None else 0
+        transcript.take_over(earlier, past.records[told:])
+        return transcript
 
     # -- how many at once ------------------------------------------------------------
 
@@ -228,6 +255,10 @@ class SweAgentPipeline:
             for ctx in self._waiting:
                 ctx.draining()
             self._waiting.clear()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _spending(spent: Spent) -> Counters:

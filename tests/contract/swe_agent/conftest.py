@@ -106,6 +106,7 @@ class Job:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model: AgentModel | None = None
 
     def run(self, **changes: Any) -> list[dict[str, Any]]:
@@ -113,16 +114,21 @@ class Job:
         with running_model(self.parts) as self.model:
             return self.warm.runner.run(self._run(changes))
 
-    def break_off(self, requests: int, *, cancel: bool = False, **changes: Any) -> None:
-        """Run until the model has had so many requests; then the worker is lost, or the job is
-        cancelled."""
+    def break_off(
+        self, when: int | Callable[[], object], *, cancel: bool = False, **changes: Any
+    ) -> None:
+        """Run until the model has had so many requests, or ``when`` says so; then the worker is
+        lost, or the job is cancelled."""
         with running_model(self.parts) as self.model:
-            self.warm.runner.run(self._break_off(requests, cancel, changes))
+            model = self.model
+            reached = when if callable(when) else lambda: len(model.requests) >= when
+            self.warm.runner.run(self._break_off(reached, cancel, changes))
 
-    async def _break_off(self, requests: int, cancel: bool, changes: dict[str, Any]) -> None:
-        assert self.model is not None
+    async def _break_off(
+        self, reached: Callable[[], object], cancel: bool, changes: dict[str, Any]
+    ) -> None:
         task = asyncio.create_task(self._run(changes))
-        while len(self.model.requests) < requests and not task.done():
+        while not reached() and not task.done():
             await asyncio.wait([task], timeout=0.02)
         assert not task.done(), task
         if cancel:
@@ -168,7 +174,7 @@ class Job:
         self.ctx = LocalContext(
             self.store,
             job,
-            secrets={"MODEL_KEY": "the-real-key"},
+            secrets={"MODEL_KEY": "the-real-key", **self.secrets},
             inputs=inputs,
             resources=Resources(self.warm),
         )
