@@ -90,7 +90,7 @@ def open_workspace(kind: str, root: Path, *, allow_local: bool) -> Workspace:
         case "docker":
             return DockerWorkspace(root)
         case "bwrap":
-            return BwrapWorkspace(root)
+            return BwrapWorkspace(root, allow_private=True)
         case "local":
-            return LocalWorkspace(root, allowed=allow_local)
+            return LocalWorkspace(root, allowed=allow_local, allow_private=True)
     raise UsageError(f"workspace is docker, bwrap or local, not {kind!r}")

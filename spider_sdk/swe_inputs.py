@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from spider_sdk.errors import ConfigError, Problem, UsageError
 from spider_sdk.localfiles import LocalFile, Localised, hashed
+from spider_sdk.remotes import is_remote, remote_problem
 from spider_sdk.repositories import bundle_folder, is_bundle
 
 REFERENCE: Final = "input:"
@@ -26,7 +27,6 @@ REFERENCE: Final = "input:"
 
 _KEY: Final = "dataset"
 _SUFFIXES: Final = (".jsonl", ".ndjson")
-_ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]*://|[\w.-]+@[\w.-]+:", re.ASCII | re.IGNORECASE)
 _NAME: Final = re.compile(r"[^\w.-]+", re.ASCII)
 
 
@@ -67,7 +67,7 @@ def check_local(swe: Mapping[str, Any]) -> None:
             problems.append(_problem(path, number, "it has no instance_id"))
             continue
         selected += pattern is None or pattern.match(name) is not None
-        if isinstance(source, str) and source and not _ADDRESS.match(source):
+        if isinstance(source, str) and source and not is_remote(source):
             where = path.parent / Path(source).expanduser()
             if not where.exists():
                 said = f"repo_source: there is no folder or file {where.resolve()}"
@@ -155,7 +155,10 @@ class _Repositories:
                 continue
             if not isinstance(source, str):
                 problems.append(_problem(path, number, "repo_source is no text"))
-            elif not _ADDRESS.match(source):
+            elif is_remote(source):
+                if (said := remote_problem(source)) is not None:
+                    problems.append(_problem(path, number, f"repo_source: {said}"))
+            else:
                 where = (path.parent / Path(source).expanduser()).resolve()
                 named.setdefault(where, []).append((number, row.get("base_commit")))
         for where, uses in named.items():

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from spider_sdk.errors import FatalJobError
+from spider_sdk.remotes import is_remote, remote_problem
 from spider_worker.swe_tasks.base import Origin, Task
 
 SMITH_TEST_CMD: Final = "pytest --disable-warnings --color=no --tb=no --verbose"
@@ -188,7 +189,9 @@ def _offline(reader: _Reader, common: dict[str, Any], folder: str) -> Task:
     source = reader.text("repo_source")
     if not source:
         raise reader.error("repo_source", "expected a folder with a git repository or a bundle")
-    if "://" in source:
+    if is_remote(source):
+        if (said := remote_problem(source)) is not None:
+            raise reader.error("repo_source", said)
         origin = Origin("git", source)
     else:
         path = os.path.join(folder, os.path.expanduser(source))

@@ -219,12 +219,15 @@ class BwrapBox:
 class BwrapWorkspace:
     """Boxes whose trees lie in folders under ``root``, which is made where it is missing.
     ``python`` comes first on the PATH of commands, its environment is shown read-only; None is the
-    worker's own."""
+    worker's own. ``allow_private`` lets repositories come from private addresses."""
 
     kind = "bwrap"
 
-    def __init__(self, root: Path, *, python: str | None = None) -> None:
+    def __init__(
+        self, root: Path, *, python: str | None = None, allow_private: bool = False
+    ) -> None:
         self._root = root
+        self._allow_private = allow_private
         self._python = python or sys.executable
 
     async def check(self) -> None:
@@ -253,7 +256,7 @@ class BwrapWorkspace:
     async def open(self, task: Task) -> AsyncIterator[BwrapBox]:
         folder = self._make_folder()
         try:
-            await check_out(task, folder / "tree")
+            await check_out(task, folder / "tree", allow_private=self._allow_private)
             yield await self._box(folder)
         finally:
             await asyncio.to_thread(remove_folder, folder)

@@ -57,9 +57,10 @@ async def run_git(
     stdin: bytes = b"",
     env: Mapping[str, str] | None = None,
     output_bytes: int = OUTPUT_BYTES,
+    options: Sequence[str] = (),
 ) -> Finished:
-    """Run git on this host. Raises WorkspaceError where it fails or takes more than ``timeout``
-    seconds, with the end of what it said."""
+    """Run git on this host; ``options`` go before the command. Raises WorkspaceError where it
+    fails or takes more than ``timeout`` seconds, with the end of what it said."""
     whole = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/nonexistent",
@@ -67,7 +68,7 @@ async def run_git(
         **ENVIRONMENT,
         **(env or {}),
     }
-    command: Sequence[str] = ("git", *OPTIONS, *arguments)
+    command: Sequence[str] = ("git", *OPTIONS, *options, *arguments)
     done = await run_command(
         command, timeout=timeout, stdin=stdin, env=whole, cwd=cwd, output_bytes=output_bytes
     )

@@ -71,12 +71,16 @@ class LocalBox:
 class LocalWorkspace:
     """Boxes under ``root``, a folder that is made where it is missing. ``allowed`` is the
     operator's word that this host may run what the boxes run. ``python`` comes first on the PATH
-    of commands; None is the worker's own."""
+    of commands; None is the worker's own. ``allow_private`` lets repositories come from private
+    addresses."""
 
     kind = "local"
 
-    def __init__(self, root: Path, *, allowed: bool, python: str | None = None) -> None:
+    def __init__(
+        self, root: Path, *, allowed: bool, python: str | None = None, allow_private: bool = False
+    ) -> None:
         self._root = root
+        self._allow_private = allow_private
         self._allowed = allowed
         self._python = python or sys.executable
 
@@ -84,7 +88,8 @@ class LocalWorkspace:
         if not self._allowed:
             raise EngineUnavailable(
                 "workspace: local runs an agent's commands on this worker's host with nothing in"
-                " between, which its operator has not allowed. Take bwrap or docker"
+                " between, which its operator has not allowed (SPIDER_ALLOW_LOCAL_WORKSPACE=true"
+                " does). Take bwrap or docker"
             )
         if shutil.which("git") is None:
             raise EngineUnavailable("workspace: local needs git on this worker's PATH")
@@ -97,7 +102,7 @@ class LocalWorkspace:
         try:
             (folder / "home").mkdir()
             (folder / "vault").mkdir()
-            await check_out(task, folder / "tree")
+            await check_out(task, folder / "tree", allow_private=self._allow_private)
             yield LocalBox(folder, python=self._python)
         finally:
             await asyncio.to_thread(remove_folder, folder)

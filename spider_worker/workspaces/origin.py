@@ -4,16 +4,20 @@ from __future__ import annotations
 
 __all__ = ["check_out"]
 
+import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from spider_sdk.errors import WorkspaceError
 from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.git import run_git
+from spider_worker.workspaces.remote import remote_options
 
 
-async def check_out(task: Task, tree: Path) -> None:
+async def check_out(task: Task, tree: Path, *, allow_private: bool = False) -> None:
     """Put the origin's repository, with its history, into ``tree``, which must not be there yet.
+    ``allow_private`` lets its address be a private one.
 
     Raises WorkspaceError where the origin or the commit cannot be had.
     """
@@ -24,14 +28,18 @@ async def check_out(task: Task, tree: Path) -> None:
             " kind docker can open that"
         )
     source = _source(task)
+    options: Sequence[str] = ()
+    if origin.kind == "git":
+        options = await asyncio.to_thread(remote_options, origin.ref, allow_private=allow_private)
     # No hard links: an agent that writes to its objects would change the origin's.
     await run_git(
         "clone", "--quiet", "--no-checkout", "--no-hardlinks", "--no-tags", "--", source, str(tree),
         cwd=tree.parent,
+        options=options,
     )  # fmt: skip
     commit = task.base_commit
     if commit is not None:
-        await _have(task, commit, tree)
+        await _have(task, commit, tree, options)
     await run_git("checkout", "--quiet", "--force", "--detach", commit or "HEAD", "--", cwd=tree)
 
 
@@ -45,7 +53,7 @@ def _source(task: Task) -> str:
     return source
 
 
-async def _have(task: Task, commit: str, tree: Path) -> None:
+async def _have(task: Task, commit: str, tree: Path, options: Sequence[str]) -> None:
     """Bring in a commit that no branch of the origin leads to."""
     if commit.startswith("-"):
         raise WorkspaceError(f"{task.instance_id}: {commit!r} is no commit")
@@ -55,7 +63,7 @@ async def _have(task: Task, commit: str, tree: Path) -> None:
     except WorkspaceError:
         pass
     try:
-        await run_git("fetch", "--quiet", "--no-tags", "origin", commit, cwd=tree)
+        await run_git("fetch", "--quiet", "--no-tags", "origin", commit, cwd=tree, options=options)
         await run_git("cat-file", "-e", f"{commit}^{{commit}}", cwd=tree)
     except WorkspaceError as error:
         raise WorkspaceError(

@@ -6,6 +6,7 @@ __all__ = ["real_parts"]
 
 import asyncio
 import atexit
+import dataclasses
 import functools
 import itertools
 import os
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from spider_sdk.config.model import SourceConfig, SweConfig
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
+from spider_sdk.remotes import is_remote
 from spider_sdk.swe_inputs import REFERENCE
 from spider_worker.agents.container import ContainerHost, container_mounts
 from spider_worker.agents.hosts import WarmHost
@@ -27,7 +29,12 @@ from spider_worker.agents.proxy import LlmProxy
 from spider_worker.engines.network import guarded_connector
 from spider_worker.engines.registry import EnginePolicy
 from spider_worker.evaluation.judge import Judge
-from spider_worker.pipelines.swe_agent.checks import check_fit, check_image, probe
+from spider_worker.pipelines.swe_agent.checks import (
+    check_fit,
+    check_image,
+    check_remotes,
+    probe,
+)
 from spider_worker.pipelines.swe_agent.endpoint import find_endpoint
 from spider_worker.pipelines.swe_agent.parts import Ctx, Endpoint, Host, Judging, Parts
 from spider_worker.settings import WorkerSettings
@@ -99,7 +106,7 @@ def _load_tasks(settings: WorkerSettings, ctx: Ctx) -> list[Task]:
             columns = list(first or ())
             rows = itertools.chain([first] if first is not None else [], rows)
         form = form_of(columns)
-        tasks = (to_task(_resolved(row, references), form=form) for row in rows)
+        tasks = (_task(row, references, form) for row in rows)
         return select_tasks(
             tasks,
             instance_filter=job.instance_filter,
@@ -110,11 +117,17 @@ def _load_tasks(settings: WorkerSettings, ctx: Ctx) -> list[Task]:
         source.close()
 
 
+def _task(row: dict[str, Any], references: Mapping[str, str], form: str) -> Task | None:
+    """The task of a row, which it holds as it came: where a file lies here is nobody's matter."""
+    task = to_task(_resolved(row, references), form=form)
+    return None if task is None else dataclasses.replace(task, row=row)
+
+
 def _resolved(row: dict[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
     """The row with the file in place of a reference to an uploaded one. No path that a job names
     by itself is opened here."""
     named = row.get("repo_source")
-    if not isinstance(named, str) or "://" in named:
+    if not isinstance(named, str) or is_remote(named):
         return row
     if named not in references:
         raise FatalJobError(
@@ -138,6 +151,7 @@ async def _check(
     settings: WorkerSettings, ctx: Ctx, endpoint: Endpoint, tasks: Sequence[Task]
 ) -> None:
     check_fit(tasks, ctx.job.workspace)
+    await asyncio.to_thread(check_remotes, tasks, allow_private=settings.allow_private_urls)
     await probe(ctx.job, endpoint, allow_private=settings.allow_private_urls)
     if ctx.job.workspace == "docker":
         await check_image(tasks[0])
@@ -150,9 +164,13 @@ def _workspace(
     boxes = root / "boxes"
     match ctx.job.workspace:
         case "bwrap":
-            return BwrapWorkspace(boxes)
+            return BwrapWorkspace(boxes, allow_private=settings.allow_private_urls)
         case "local":
-            return LocalWorkspace(boxes, allowed=settings.allow_local_workspace)
+            return LocalWorkspace(
+                boxes,
+                allowed=settings.allow_local_workspace,
+                allow_private=settings.allow_private_urls,
+            )
         case "docker":
             python = agent_python(settings.agent_python)
             return DockerWorkspace(

@@ -3,10 +3,10 @@ key, and whether the data set's tasks can be opened in the workspace."""
 
 from __future__ import annotations
 
-__all__ = ["check_fit", "check_image", "probe"]
+__all__ = ["check_fit", "check_image", "check_remotes", "probe"]
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import aiohttp
@@ -17,6 +17,7 @@ from spider_worker.engines.network import guarded_connector
 from spider_worker.pipelines.swe_agent.parts import Endpoint
 from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.docker_client import docker
+from spider_worker.workspaces.remote import remote_options
 
 _SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 15.0
@@ -61,12 +62,12 @@ async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> N
     text = said.decode("utf-8", "replace")
     # A key may be good for calls of models and for nothing else.
     if status in (401, 403) and "scope" not in text:
-        raise AuthError(refused(job, endpoint, text))
+        raise AuthError(_refused(job, endpoint, text))
     if status == 200 and job.llm_base_url is not None:
         _check_name(job, endpoint.model.removeprefix("openai/"), text)
 
 
-def refused(job: SweConfig, endpoint: Endpoint, said: str) -> str:
+def _refused(job: SweConfig, endpoint: Endpoint, said: str) -> str:
     """The words for an endpoint that does not take the key."""
     said = " ".join(said.split())[:500]
     if endpoint.key is None:
@@ -108,6 +109,16 @@ def check_fit(tasks: Sequence[Task], workspace: str) -> None:
         f"workspace: {workspace} opens repositories, and {count} instances come as container "
         f"images ({one.instance_id}: {one.origin.ref}); take workspace: docker"
     )
+
+
+def check_remotes(tasks: Iterable[Task], *, allow_private: bool) -> None:
+    """Raise FatalJobError where a repository is to come from an address that no job may reach.
+    Blocking: resolves names."""
+    for address in {task.origin.ref for task in tasks if task.origin.kind == "git"}:
+        try:
+            remote_options(address, allow_private=allow_private)
+        except WorkspaceError as error:
+            raise FatalJobError(error.message) from error
 
 
 async def check_image(task: Task) -> None:

@@ -259,7 +259,7 @@ def test_a_tree_with_closed_folders_is_removed(kind: str, tmp_path: Path) -> Non
 
 
 def test_local_boxes_need_the_operators_word(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match="has not allowed"):
+    with pytest.raises(EngineUnavailable, match="SPIDER_ALLOW_LOCAL_WORKSPACE=true"):
         asyncio.run(LocalWorkspace(tmp_path, allowed=False).check())
 
 

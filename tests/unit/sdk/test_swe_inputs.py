@@ -245,3 +245,11 @@ def test_inputs_that_are_named_already_stay(tmp_path: Path, made: Path) -> None:
     inputs = [{"name": "tasks.jsonl", "sha256": "0" * 64}]
     document = {"swe": {"llm_model": "m", "dataset": "tasks.jsonl", "inputs": inputs}}
     assert localise(document, made) == Localised(document, ())
+
+
+def test_an_address_that_no_worker_would_open_is_said_with_its_line(
+    tmp_path: Path, made: Path
+) -> None:
+    rows = [{"repo_source": "https://git.example/r.git"}, {"repo_source": "file:///etc/r.git"}]
+    with pytest.raises(ConfigError, match=r"line 2: repo_source: 'file:///etc/r.git': .* by https"):
+        found(write_rows(tmp_path / "tasks.jsonl", *rows), made)

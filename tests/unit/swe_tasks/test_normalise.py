@@ -132,10 +132,12 @@ def test_an_offline_source_may_be_relative_or_an_address(tmp_path: Path) -> None
     made = to_task(row, form="offline", folder=str(tmp_path))
     assert made is not None
     assert made.origin == Origin("dir", str(tmp_path / "repos/x"))
-    address = {**row, "repo_source": "https://example.org/x.git"}
-    made = to_task(address, form="offline", folder=str(tmp_path))
-    assert made is not None
-    assert made.origin == Origin("git", "https://example.org/x.git")
+    for address in ("https://example.org/x.git", "git@example.org:x.git"):
+        made = to_task({**row, "repo_source": address}, form="offline", folder=str(tmp_path))
+        assert made is not None
+        assert made.origin == Origin("git", address)
+    with pytest.raises(FatalJobError, match=r"repo_source is 'file:///etc/x.git': .* https, http"):
+        to_task({**row, "repo_source": "file:///etc/x.git"}, form="offline")
 
 
 def test_unknown_columns_are_named_with_what_is_expected() -> None:
