@@ -36,7 +36,8 @@ def export_to(state: State, output: Path, target: Path) -> None:
 
 def import_from(state: State, output: Path, report: Path, n: int) -> None:
     """Put the verdicts of a harness on the runs of number ``n`` into the file; one that says
-    nothing of a patch takes no earlier verdict away. Raises UsageError where the report is none, or says nothing of any of them."""
+    nothing of a patch takes no earlier verdict away. Raises UsageError where the report is none, or
+    says nothing of any of them."""
     index = read_index(output)
     latest = {
         key: entry

@@ -144,8 +144,12 @@ def render_card(
             text,
             fence,
             "",
-            "`train` has a boolean for each of `messages`: whether it is the agent's and well "
-            f"formed. JSON text: {', '.join(f'`{name}`' for name in JSON_COLUMNS)}.",
+            "`train` has a boolean for each of `messages`: whether it is the agent's, and without "
+            "a call that came to nothing (no JSON, no such tool, no such arguments). Trainers do "
+            "not know this column (TRL's `SFTTrainer` passes over it): drop rows, or mask "
+            "messages, by it.",
+            "",
+            f"JSON text: {', '.join(f'`{name}`' for name in JSON_COLUMNS)}.",
             "",
         ]
     )

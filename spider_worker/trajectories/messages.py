@@ -30,13 +30,16 @@ answer. Data sets have them in one of two formats:
     the agent are joined only when both are trained on, or neither.
 
 ``train`` has a boolean for each message: whether it is to be learnt. Those are the agent's own,
-but for empty ones and for those with a call whose arguments are no JSON object.
+but for empty ones and for those with a call that came to nothing: its arguments are no JSON object
+(OpenHands shows the model a word on that in their place), there is no tool of that name, or the
+tool takes no such arguments.
 """
 
 from __future__ import annotations
 
 __all__ = ["FORMATS", "Conversation", "convert", "has_agent_turn"]
 
+import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -46,6 +49,8 @@ from spider_sdk.errors import UsageError
 
 FORMATS: Final = ("text", "openai")
 IMAGE: Final = "[image]"
+#: The key in what OpenHands puts in the place of arguments that are no JSON.
+MALFORMED: Final = "_openhands_malformed_tool_call"
 
 Message = dict[str, Any]
 
@@ -58,12 +63,16 @@ class Conversation:
     train: list[bool]
 
 
-def convert(messages: Sequence[Mapping[str, Any]], messages_format: str) -> Conversation:
-    """A record's messages in a data set's format. Raises UsageError for a format that is none."""
+def convert(
+    messages: Sequence[Mapping[str, Any]], messages_format: str, history: Sequence[Any] = ()
+) -> Conversation:
+    """A record's messages in a data set's format; ``history`` are its events, which say of which
+    calls no action could be made. Raises UsageError for a format that is none."""
     if messages_format not in FORMATS:
         raise UsageError(f"messages_format is text or openai, not {messages_format!r}")
     plain = [_openai(message) for message in messages]
-    train = [_trainable(message) for message in plain]
+    refused = _refused(plain, history)
+    train = [_trainable(one) and number not in refused for number, one in enumerate(plain)]
     if messages_format == "openai":
         return Conversation(plain, train)
     return _as_text(plain, train)
@@ -143,9 +152,31 @@ def _trainable(message: Message) -> bool:
 
 def _is_object(call: Message) -> bool:
     try:
-        return isinstance(json.loads(call["function"]["arguments"]), dict)
+        found = json.loads(call["function"]["arguments"])
     except (ValueError, RecursionError):
         return False
+    return isinstance(found, dict) and MALFORMED not in found
+
+
+def _refused(messages: Sequence[Message], history: Sequence[Any]) -> set[int]:
+    """The numbers of messages with a call of which no action was made."""
+    made: dict[str, list[bool]] = collections.defaultdict(list)
+    for event in history:
+        if isinstance(event, Mapping) and event.get("kind") == "ActionEvent" and "action" in event:
+            made[str(event.get("tool_call_id"))].append(event["action"] is not None)
+    places: dict[str, list[int]] = collections.defaultdict(list)
+    for number, message in enumerate(messages):
+        for call in message["tool_calls"] or ():
+            places[str(call["id"])].append(number)
+    refused: set[int] = set()
+    for identity, numbers in places.items():
+        fates = made.get(identity, [])
+        # Some endpoints give the same id in every turn: then the order tells.
+        if len(fates) == len(numbers):
+            refused |= {number for number, fine in zip(numbers, fates, strict=True) if not fine}
+        elif not all(fates):
+            refused |= set(numbers)
+    return refused
 
 
 def _as_text(messages: Sequence[Message], train: Sequence[bool]) -> Conversation:

@@ -80,7 +80,7 @@ def row(record: Record, messages_format: str, *, cost: float | None) -> dict[str
     fields of the task go in, the solution and the tests do not; of a model's or a data set's path
     the last part. Raises UsageError for a format that is none.
     """
-    conversation = convert(record.messages, messages_format)
+    conversation = convert(record.messages, messages_format, record.history)
     instance, metadata = record.instance, record.metadata
     values = {
         "messages": conversation.messages,

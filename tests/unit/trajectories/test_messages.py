@@ -112,6 +112,31 @@ def test_neighbours_of_one_role_are_joined_so_that_turns_alternate() -> None:
     assert len(convert(messages, "openai").messages) == 7
 
 
+def action(identity: str, *, made: bool) -> dict[str, Any]:
+    done = {"kind": "TerminalAction"} if made else None
+    return {"kind": "ActionEvent", "tool_call_id": identity, "action": done}
+
+
+def test_a_call_of_which_no_action_was_made_is_not_learnt() -> None:
+    said = [
+        assistant("", call("c1", "terminal", '{"_openhands_malformed_tool_call": true}')),
+        assistant("", call("c2", "no_such_tool", "{}")),
+        assistant("", call("c3", "terminal", "{}"), call("c4", "terminal", '{"x": 1}')),
+        assistant("", call("c5", "terminal", "{}")),
+    ]
+    fates = [("c2", False), ("c3", True), ("c4", False), ("c5", True)]
+    history = [{"kind": "MessageEvent"}, "?", *(action(name, made=made) for name, made in fates)]
+    assert convert(said, "openai", history).train == [False, False, False, True]
+    assert convert(said, "openai").train == [False, True, True, True]
+
+
+def test_an_id_that_comes_again_is_told_apart_by_its_place() -> None:
+    turn = assistant("", call("0", "terminal", "{}"))
+    history = [action("0", made=True), action("0", made=False), action("0", made=True)]
+    assert convert([turn] * 3, "openai", history).train == [True, False, True]
+    assert convert([turn] * 2, "openai", history).train == [False, False], "a condensed one"
+
+
 def test_a_malformed_turn_is_not_joined_to_a_good_one() -> None:
     messages = [user("a"), assistant("", call("c", "t", "{")), assistant("b")]
     made = convert(messages, "text")
