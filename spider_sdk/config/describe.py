@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from marshmallow import fields as marshmallow_fields
 
-from spider_sdk.config import fields, schema
+from spider_sdk.config import fields, schema, swe_schema
 
 Described = dict[str, Any]
 
@@ -82,7 +82,7 @@ def swe_job_schema() -> Described:
     """JSON Schema (2020-12) of a SWE job as it is submitted. A new object each time."""
     return {
         "type": "object",
-        "properties": {"swe": _section(schema.SweSchema(), "swe")},
+        "properties": {"swe": _section(swe_schema.SweSchema(), "swe")},
         "required": ["swe"],
         "additionalProperties": False,
     }
@@ -126,8 +126,9 @@ def _field(field: marshmallow_fields.Field[Any], path: str) -> Described:
     if isinstance(field, schema.Teacher):
         one: list[Described] = [{"type": "string"}, _section(schema.TeacherSchema(), path)]
         return {"anyOf": [*one, {"type": "array", "items": {"anyOf": one}, "minItems": 1}]}
-    if isinstance(field, schema.Condenser):
-        return {"anyOf": [{"type": kind} for kind in ("boolean", "string", "object")]}
+    if isinstance(field, swe_schema.Condenser):
+        options = _section(swe_schema.CondenserSchema(), f"{path}.options")
+        return {"anyOf": [{"type": "boolean"}, options]}
     if isinstance(field, schema.Shuffle):
         return {"anyOf": [{"type": "boolean"}, {"type": "integer"}]}
     return _value(field)

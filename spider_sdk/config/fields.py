@@ -150,7 +150,8 @@ class Switch(Scalar):
 
 
 class Number(Scalar):
-    """A number within bounds; ``above`` is exclusive, ``least`` and ``most`` are not."""
+    """A number within bounds; ``above`` and ``below`` are exclusive, the
+    others are not."""
 
     kind: ClassVar[str] = "a number"
 
@@ -160,10 +161,16 @@ class Number(Scalar):
         above: float | None = None,
         least: float | None = None,
         most: float | None = None,
+        below: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        named = {"exclusiveMinimum": above, "minimum": least, "maximum": most}
+        named = {
+            "exclusiveMinimum": above,
+            "minimum": least,
+            "maximum": most,
+            "exclusiveMaximum": below,
+        }
         #: the bounds by JSON Schema's names
         self.limits = {name: bound for name, bound in named.items() if bound is not None}
         bounds: list[tuple[str, Callable[[float], bool]]] = []
@@ -173,6 +180,8 @@ class Number(Scalar):
             bounds.append((f"at least {least:g}", lambda value: value >= least))
         if most is not None:
             bounds.append((f"at most {most:g}", lambda value: value <= most))
+        if below is not None:
+            bounds.append((f"less than {below:g}", lambda value: value < below))
         self._bounds = bounds
 
     def convert(self, value: Any) -> float:

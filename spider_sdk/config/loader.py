@@ -18,7 +18,8 @@ from spider_sdk.config.names import is_secret_key
 from spider_sdk.config.plain import as_json
 from spider_sdk.config.positions import Document, Path, dotted, read_yaml
 from spider_sdk.config.rules import Complaint, job_rules, swe_rules
-from spider_sdk.config.schema import JobSchema, Root, RootSchema, SweRootSchema, SweSchema
+from spider_sdk.config.schema import JobSchema, Root, RootSchema
+from spider_sdk.config.swe_schema import SweRootSchema, SweSchema
 from spider_sdk.errors import ConfigError, Problem
 
 _MAX_BYTES: Final = 1 << 20  # a job file is written by hand; data belongs into source.dataset

@@ -260,7 +260,7 @@ class SweConfig:
     llm_api_key: str | None = None
     llm_api_key_env: str | None = None
     temperature: float | None = None
-    condenser: str | JsonObject | bool | None = None
+    condenser: JsonObject | bool | None = None
     workspace: str = "docker"  #: ``docker``, ``bwrap`` or ``local``
     num_workers: int = 1
     n_attempts: int = 1

@@ -201,10 +201,23 @@ def swe_rules(swe: Any) -> Iterator[Complaint]:
             f"less than max_budget_per_instance ({one:g}), which each instance sets aside when it "
             "begins: none ever would; raise it",
         )
+    yield from _condensing(_get(swe, "condenser"))
     if _get(swe, "hf_repo_id") is None:
         for key in ("hf_private", "hf_config_name", "push_filter"):
             if _get(swe, key) not in (None, False, SweConfig.push_filter):
                 yield (key,), f"{key} is only used with hf_repo_id; set that or remove {key}"
+
+
+def _condensing(options: Any) -> Iterator[Complaint]:
+    """A condenser keeps the first events and half of the size: something must be left between."""
+    if not isinstance(options, dict):
+        return
+    size, keep = options.get("max_size", 240), options.get("keep_first", 2)
+    if isinstance(size, int) and isinstance(keep, int) and size // 2 - keep <= 1:
+        yield (
+            ("condenser", "max_size"),
+            f"half of it ({size // 2}) must be more than keep_first ({keep}) and one; raise it",
+        )
 
 
 def check_submittable(config: Job) -> None:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 __all__ = [
     "LOSSES",
+    "NO_SERVER",
     "PROVIDERS",
-    "Condenser",
+    "REPO_ID",
+    "InputFileSchema",
     "JobSchema",
     "Model",
     "RemoteModelSchema",
+    "Root",
     "RootSchema",
+    "ServerSchema",
     "Shuffle",
-    "SweRootSchema",
-    "SweSchema",
     "Teacher",
     "TeacherSchema",
 ]
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from marshmallow import ValidationError, fields
 
@@ -64,7 +65,7 @@ _SAMPLING: Final = (
     "frequency_penalty",
     "repetition_penalty",
 )
-_REPO_ID: Final = r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,94}[\w]?/[A-Za-z0-9_]([\w.-]{0,94}\w)?"
+REPO_ID: Final = r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,94}[\w]?/[A-Za-z0-9_]([\w.-]{0,94}\w)?"
 
 _HOMES: dict[str, str] = {
     name: f"sampling parameters such as {name} belong under job.generation.parameters"
@@ -244,7 +245,7 @@ class GenerationSchema(_JobSection):
 
 class HubSchema(_JobSection):
     builds = model.HubConfig
-    repo_id = Matching(_REPO_ID, "owner/name of letters, digits, '-', '_' and '.'", required=True)
+    repo_id = Matching(REPO_ID, "owner/name of letters, digits, '-', '_' and '.'", required=True)
     repo_type = Choice(("dataset", "model"))
     private = Switch()
     config_name = Matching(r"[\w.-]{1,96}", "letters, digits, '-', '_' and '.'")
@@ -311,56 +312,14 @@ class JobSchema(_JobSection):
     shard_size = Whole(least=1)
 
 
-class Condenser(Scalar):
-    def check(self, value: Any) -> Any:
-        if not isinstance(value, bool | str | dict) or value == "":
-            raise ValueError("expected true, false, a condenser's name or a mapping")
-        return value
-
-
-class SweSchema(Section):
-    builds: ClassVar[Callable[..., Any]] = model.SweConfig
-    llm_model = Text(required=True)
-    dataset = Text()
-    split = Text()
-    max_instances = Whole(least=1)
-    instance_filter = Text()
-    seed = Whole(least=0)
-    leave_out = Text()
-    agent_class = Choice(("CodeActAgent", "Agent"))
-    max_iterations = Whole(least=1)
-    llm_base_url = Url()
-    llm_api_key = Text()
-    llm_api_key_env = VariableName()
-    temperature = Number(least=0)
-    condenser = Condenser()
-    workspace = Choice(("docker", "bwrap", "local"))
-    num_workers = Whole(least=1)
-    n_attempts = Whole(least=1)
-    max_retries = Whole(least=0)
-    timeout_seconds = Number(above=0)
-    max_budget_per_instance = Number(above=0)
-    max_budget_total = Number(above=0)
-    input_cost_per_token = Number(least=0)
-    output_cost_per_token = Number(least=0)
-    messages_format = Choice(("text", "openai"))
-    evaluate = Switch()
-    push_filter = Choice(("all", "finished", "resolved"))
-    hf_repo_id = Matching(_REPO_ID, "owner/name of letters, digits, '-', '_' and '.'")
-    hf_private = Switch()
-    hf_config_name = Matching(r"[\w.-]{1,96}", "letters, digits, '-', '_' and '.'")
-    eval_output_dir = Text()
-    inputs = Items(InputFileSchema)
-
-
-_NO_SERVER: Final = model.ServerConfig()
+NO_SERVER: Final = model.ServerConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class Root:
     """A whole file: ``job`` or ``swe``."""
 
-    server: model.ServerConfig = _NO_SERVER
+    server: model.ServerConfig = NO_SERVER
     job: model.JobConfig | None = None
     swe: model.SweConfig | None = None
 
@@ -369,20 +328,6 @@ class RootSchema(Section):
     builds = Root
     server = Nested(ServerSchema)
     job = Nested(JobSchema, required=True)
-
-
-def _swe_root(server: model.ServerConfig = _NO_SERVER, **swe: Any) -> Root:
-    return Root(server=server, swe=model.SweConfig(**swe))
-
-
-class SweRootSchema(SweSchema):
-    """A SWE file: its keys at the root, beside ``server``."""
-
-    builds = staticmethod(_swe_root)
-    elsewhere: ClassVar[dict[str, str]] = {
-        "job": "a file is either a job (server, job) or a SWE job (keys at the root), not both"
-    }
-    server = Nested(ServerSchema)
 
 
 def _learn_homes() -> None:

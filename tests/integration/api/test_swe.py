@@ -76,7 +76,7 @@ def test_a_key_in_the_document_is_taken_out_of_it(ada: Any, fleet: Fleet) -> Non
         ({"llm_base_url": "http://metadata.google.internal/v1"}, "llm_base_url"),
         ({"dataset": "/etc/passwd"}, "dataset"),
         ({"dataset": "../tasks.jsonl"}, "dataset"),
-        ({"condenser": {"llm_config": {"base_url": "file:///x"}}}, "condenser.llm_config.base_url"),
+        ({"condenser": {"max_sise": 80}}, "condenser.max_sise"),
         ({"dataset": "t", "inputs": [{"name": "t", "sha256": "0" * 64}]}, "inputs.0"),
         ({"inputs": [{"name": "../t", "sha256": "0" * 64}]}, "inputs.0.name"),
     ],

@@ -15,7 +15,7 @@ from spider_sdk.submission import Submittable, needed_for
 FULL: dict[str, Any] = {
     "llm_model": "openai/m",
     "dataset": "tasks.jsonl",
-    "condenser": {"kind": "x", "empty": {}},
+    "condenser": {"max_size": 80, "keep_first": 4},
     "num_workers": 3,
     "max_budget_total": 5.0,
     "inputs": [{"name": "tasks.jsonl", "sha256": "a" * 64}],
@@ -76,3 +76,60 @@ def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="MY_MODEL_KEY"):
         Submittable.build(config)
     assert lift_secrets(config.document, {"MY_MODEL_KEY": "k"})[1] == {"MY_MODEL_KEY": "k"}
+
+
+def said(**swe: Any) -> dict[str, str]:
+    """What is wrong, by path."""
+    with pytest.raises(ConfigError) as caught:
+        parse_job({"swe": {"llm_model": "m", **swe}})
+    return {problem.path: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    "condenser",
+    [True, False, {}, {"max_size": 6, "keep_first": 1}, {"max_tokens": 30000}, {"keep_first": 0}],
+)
+def test_condensers_that_there_are(condenser: Any) -> None:
+    job = parse_job({"swe": {"llm_model": "m", "condenser": condenser}})
+    assert isinstance(job, SweConfig)
+    assert job.condenser == condenser
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("noop", "false"), ("none", "false"), ("false", "false"), ("llm", "true"), ("ture", "true")],
+)
+def test_a_condenser_has_no_name(name: str, meant: str) -> None:
+    (words,) = said(condenser=name).values()
+    assert words.startswith("expected true, false or a mapping of max_size, max_tokens, keep_first")
+    assert f"did you mean {meant}?" in words
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "words"),
+    [
+        ({"max_sise": 5}, "condenser.max_sise", "did you mean max_size?"),
+        ({"kind": "noop"}, "condenser.kind", "known here: max_size"),
+        ({"max_size": "80"}, "condenser.max_size", "expected a whole number"),
+        ({"minimum_progress": 1}, "condenser.minimum_progress", "less than 1"),
+        ({"max_size": 6}, "condenser.max_size", "half of it (3) must be more than keep_first (2)"),
+        ({"keep_first": 200}, "condenser.max_size", "half of it (120)"),
+    ],
+)
+def test_options_of_a_condenser_are_looked_at_when_the_file_is_read(
+    options: dict[str, Any], path: str, words: str
+) -> None:
+    found = said(condenser=options)
+    assert set(found) == {path}
+    assert words in found[path]
+
+
+@pytest.mark.parametrize("end", ["?key=sk-abc", "#sk-abc", "?"])
+def test_an_address_holds_nothing_behind_its_path(end: str) -> None:
+    found = said(llm_base_url=f"http://host:8000/v1{end}")
+    assert "nothing behind its path" in found["llm_base_url"]
+    assert "llm_api_key_env" in found["llm_base_url"]
+
+
+def test_an_address_holds_no_user() -> None:
+    assert "no user or password" in said(llm_base_url="http://me:word@host/v1")["llm_base_url"]
