@@ -33,7 +33,8 @@ class JobFile:
     Where the tree held runs of earlier jobs, the job has a part of it alone (``carried``).
     ``bases`` says for each run how many attempts it had before the job, ``spent`` what they cost
     in dollars. ``taken`` has the version of each artifact that was fetched. ``complete``: nothing
-    of the job is left to do; ``published`` is the repository that has what the tree has.
+    of the job is left to do; ``published`` has the options under which what the tree has was
+    published (None: it was not).
     """
 
     server: str | None
@@ -45,7 +46,7 @@ class JobFile:
     spent: float = 0.0
     taken: dict[str, str] = dataclasses.field(default_factory=dict)
     complete: bool = False
-    published: str | None = None
+    published: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, tree: Path) -> Self | None:

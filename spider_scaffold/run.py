@@ -36,6 +36,9 @@ from spider_worker.trajectories.record import Key
 _BUDGET: Final = "max_budget_total"
 #: Keys that a job which is taken up again need not have as the config has them now.
 _INDIFFERENT: Final = frozenset({"eval_output_dir", _BUDGET, "inputs"})
+_PUBLISHING: Final = (
+    "hf_repo_id", "hf_private", "hf_config_name", "push_filter", "messages_format"
+)  # fmt: skip
 #: What a job that runs the rest alone does not do: this machine publishes the whole.
 _UNPUBLISHED: Final = {
     "hf_repo_id": None,
@@ -106,19 +109,20 @@ class Run:
         metrics = document["metrics"]
         left = metrics.get("rows_error") or metrics.get("units_skipped")
         self.job.complete = document["status"] == JobStatus.COMPLETED and not left
-        self.job.published = self.swe.hf_repo_id if document["remote_artifact"] else None
+        # As the job was submitted: the config may have changed while it ran.
+        self.job.published = _publishing(self.job.asked) if document["remote_artifact"] else None
         self.job.save(self.layout.root)
         return self.job.complete
 
     @property
     def unpublished(self) -> bool:
-        """Whether what the tree has is to be published and nobody has done it."""
-        wanted = self.swe.hf_repo_id
-        return wanted is not None and (self.job is None or self.job.published != wanted)
+        """Whether what the tree has is to be published as the config says and nobody has done it."""
+        wanted = _publishing(self._asked)
+        return bool(wanted["hf_repo_id"]) and (self.job is None or self.job.published != wanted)
 
     def note_published(self) -> None:
         assert self.job is not None
-        self.job.published = self.swe.hf_repo_id
+        self.job.published = _publishing(self._asked)
         self.job.save(self.layout.root)
 
     # -- the job that the tree knows ------------------------------------------------------
@@ -243,6 +247,11 @@ class Run:
 
     def _open(self) -> None:
         open_run(self.layout.metadata, self._metadata)
+
+
+def _publishing(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a job decides what then stands on the Hub."""
+    return {key: asked.get(key, getattr(SweConfig, key)) for key in _PUBLISHING}
 
 
 def _fresh(server: str | None, asked: dict[str, Any], index: Index) -> JobFile:

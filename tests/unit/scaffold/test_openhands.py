@@ -263,6 +263,52 @@ def test_a_whole_tree_is_published_where_it_was_not(
     assert len(jobs.submitted) == 1
 
 
+def test_a_whole_tree_is_published_anew_where_it_is_to_be_so_otherwise(
+    jobs: Jobs, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    jobs.run("a", attempt("a", resolved=True))
+    jobs.ends("completed", remote_artifact="https://hub.example/d")
+    pushed: list[object] = []
+    monkeypatch.setattr(
+        "spider_scaffold.push.publish",
+        lambda state, output, repo_id, **more: pushed.append(more),
+    )
+    plain = "hf_repo_id: me/d\nevaluate: true\n"
+    assert openhands(config(plain)) == 0
+    changes = ("messages_format: openai", "push_filter: resolved", "hf_config_name: c",
+               "hf_private: true")  # fmt: skip
+    for number, change in enumerate(changes, 1):
+        for _ in range(2):
+            assert openhands(config(f"{plain}{change}\n")) == 0
+            assert len(pushed) == number
+    assert pushed[0]["messages_format"] == "openai"  # type: ignore[index]
+    assert len(jobs.submitted) == 1
+
+
+def test_what_a_job_published_is_what_it_was_submitted_with(
+    jobs: Jobs, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    jobs.ends("completed")
+    with monkeypatch.context() as patch:
+        patch.setattr("spider_scaffold.openhands._conclude", lambda *_: None)
+        patch.setattr("spider_scaffold.run.Run.close", lambda *_: False)
+        assert openhands(config("hf_repo_id: me/d\n")) == 0
+    pushed: list[str] = []
+    monkeypatch.setattr(
+        "spider_scaffold.push.publish",
+        lambda state, output, repo_id, **more: pushed.append(more["messages_format"]),
+    )
+    jobs.run("a", attempt("a"))
+    jobs.ends("completed", before="running", remote_artifact="https://hub.example/d")
+    changed = config("hf_repo_id: me/d\nmessages_format: openai\n")
+    assert openhands(changed) == 0
+    assert pushed == []
+    assert openhands(changed) == 0
+    assert pushed == ["openai"]
+
+
 @pytest.mark.parametrize(
     ("extra", "options", "said"),
     [
