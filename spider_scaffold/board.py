@@ -19,7 +19,9 @@ _DONE: Final = frozenset({"instance.ended", "unit.committed"})
 
 @dataclasses.dataclass
 class _Run:
-    began: float
+    """``began`` None: before the job was followed from here."""
+
+    began: float | None
     attempt: int = 1
     turns: int | None = None
     cost: float | None = None
@@ -32,6 +34,7 @@ class Board:
         self._mirror = mirror
         self._clock = clock
         self._running: dict[tuple[str, int], _Run] = {}
+        self._ended: set[tuple[str, int]] = set()
 
     def update(self, document: StatusDocument, event: Event | None) -> None:
         if event is None or event.code in _DONE:
@@ -54,24 +57,28 @@ class Board:
         key = str(event.data.get("instance")), int(event.data.get("n") or 0)
         if event.code == "instance.started":
             self._running[key] = _Run(self._clock())
+            self._ended.discard(key)
         elif event.code == "instance.ended":
             self._running.pop(key, None)
+            self._ended.add(key)
         elif event.code == "progress" and isinstance(event.data.get("engine"), Mapping):
             self._progress(event.data["engine"])
 
     def _progress(self, said: Mapping[str, Any]) -> None:
         """Events of progress are of one instance each, and few: a place that is not told of was
         not left."""
-        key = str(said.get("instance")), int(said.get("n") or 0)
-        run = self._running.get(key)
-        if run is not None:
-            run.attempt = int(said.get("attempt") or run.attempt)
-            run.turns = said.get("turns", run.turns)
-            run.cost = said.get("cost", run.cost)
+        if said.get("instance") is None:
+            return
+        key = str(said["instance"]), int(said.get("n") or 0)
+        if key in self._ended:  # a progress that was held back
+            return
+        run = self._running.setdefault(key, _Run(None))
+        run.attempt = int(said.get("attempt") or run.attempt)
+        run.turns = said.get("turns", run.turns)
+        run.cost = said.get("cost", run.cost)
 
     def _line(self, key: tuple[str, int], run: _Run) -> str:
         instance, n = key
-        seconds = int(self._clock() - run.began)
         words = [instance + (f" (run {n})" if n else "")]
         if run.attempt > 1:
             words.append(f"attempt {run.attempt}")
@@ -79,5 +86,7 @@ class Board:
             words.append(f"turn {run.turns}")
         if run.cost is not None:
             words.append(f"${run.cost:.2f}")
-        words.append(f"{seconds // 60}m {seconds % 60:02d}s")
+        if run.began is not None:
+            seconds = int(self._clock() - run.began)
+            words.append(f"{seconds // 60}m {seconds % 60:02d}s")
         return "  " + " · ".join(words)

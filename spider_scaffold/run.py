@@ -77,6 +77,10 @@ class Run:
         self._void = differs and not self.index.attempts
         if differs and not self._void:
             self._open()  # which says what differs
+        made_by = (before or {}).get("agent_config")
+        if made_by and made_by != versions:
+            said = f"was made by {_named(made_by)}, and goes on with {_named(versions)}"
+            state.note(f"{self.layout.root} {said}")
         check_local(self._asked)
 
     @property
@@ -116,7 +120,7 @@ class Run:
 
     @property
     def unpublished(self) -> bool:
-        """Whether what the tree has is to be published as the config says and nobody has done it."""
+        """Whether what the tree has is to be published, and nobody did it as the config says."""
         wanted = _publishing(self._asked)
         return bool(wanted["hf_repo_id"]) and (self.job is None or self.job.published != wanted)
 
@@ -247,6 +251,12 @@ class Run:
 
     def _open(self) -> None:
         open_run(self.layout.metadata, self._metadata)
+
+
+def _named(versions: object) -> str:
+    if not isinstance(versions, Mapping):
+        return str(versions)
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _publishing(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,11 @@ from spider_sdk.errors import UsageError
 from spider_worker.sinks.atomic import atomic_path
 
 #: The keys (dotted where nested) that decide what a record holds. The rest selects instances,
-#: bounds time, or says when and where a run was made.
+#: bounds time, or says when, where and by which version of Spider a run was made.
 _DECISIVE: Final = (
     "agent_class",
     "llm_config.model",
     "llm_config.temperature",
-    "agent_config",
     "max_iterations",
     "dataset",
     "data_split",

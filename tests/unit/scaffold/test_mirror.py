@@ -144,15 +144,26 @@ def test_the_board_shows_who_is_at_work(mirror: Mirror, clock: Clock) -> None:
     told("instance.started", instance="a", n=0)
     told("instance.started", instance="a", n=1)
     told("progress", engine={"instance": "a", "n": 1, "attempt": 2, "turns": 7, "cost": 0.5})
-    told("progress", engine={"instance": "gone", "attempt": 2})
     told("progress", metrics={})
+    told("progress", engine={"rows": 3})
     clock.now = 75.0
     assert board.lines() == ["  a · 1m 15s", "  a (run 1) · attempt 2 · turn 7 · $0.50 · 1m 15s"]
     told("instance.ended", instance="a", n=0)
+    told("progress", engine={"instance": "a", "n": 0, "turns": 8})
     assert len(board.lines()) == 1
+    told("instance.started", instance="a", n=0)
+    assert len(board.lines()) == 2
+    told("instance.ended", instance="a", n=0)
     for number in range(10):
         told("instance.started", instance=f"i{number}")
     assert len(board.lines()) == 9
     assert board.lines()[-1] == "  and 3 more"
     board.update(status_document("completed"), None)
     assert board.lines() == []
+
+
+def test_who_was_at_work_before_is_shown_once_heard_of(mirror: Mirror, clock: Clock) -> None:
+    board = Board(mirror, clock=clock)
+    said = {"instance": "a", "n": 1, "attempt": 2, "turns": 7, "cost": None}
+    board.update(status_document("running"), Event.from_json(event(1, "progress", engine=said)))
+    assert board.lines() == ["  a (run 1) · attempt 2 · turn 7"]

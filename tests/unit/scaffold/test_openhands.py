@@ -274,13 +274,14 @@ def test_a_whole_tree_is_published_anew_where_it_is_to_be_so_otherwise(
         "spider_scaffold.push.publish",
         lambda state, output, repo_id, **more: pushed.append(more),
     )
-    plain = "hf_repo_id: me/d\nevaluate: true\n"
-    assert openhands(config(plain)) == 0
+    text = "hf_repo_id: me/d\nevaluate: true\n"
+    assert openhands(config(text)) == 0
     changes = ("messages_format: openai", "push_filter: resolved", "hf_config_name: c",
                "hf_private: true")  # fmt: skip
     for number, change in enumerate(changes, 1):
+        text += f"{change}\n"
         for _ in range(2):
-            assert openhands(config(f"{plain}{change}\n")) == 0
+            assert openhands(config(text)) == 0
             assert len(pushed) == number
     assert pushed[0]["messages_format"] == "openai"  # type: ignore[index]
     assert len(jobs.submitted) == 1
@@ -387,6 +388,20 @@ def test_local_tasks_are_looked_through_before_anything_is_begun(
     assert said in capsys.readouterr().err
     assert jobs.server.seen == []
     assert sorted(path.name for path in plain.iterdir() if path.is_dir()) == []
+
+
+def test_an_upgrade_goes_on_with_a_tree(jobs: Jobs, config: Config, capsys: Capture) -> None:
+    jobs.run("a", attempt("a"))
+    jobs.ends("cancelled")
+    assert openhands(config()) == 4
+    path = TREE / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"agent_config": {"spider": "0"}}))
+    jobs.ends("completed", before="running")
+    capsys.readouterr()
+    assert openhands(config()) == 0
+    assert f"{TREE} was made by spider 0, and goes on with spider " in capsys.readouterr().err
+    assert openhands(config()) == 0
+    assert "was made by" not in capsys.readouterr().err
 
 
 def test_a_spent_budget_is_told(jobs: Jobs, config: Config, capsys: Capture) -> None:

@@ -87,6 +87,13 @@ def test_more_instances_more_time_or_another_address_is_no_other_run(
     assert read_metadata(path) == now
 
 
+def test_another_version_is_no_other_run(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.json"
+    open_run(path, run_metadata(CONFIG, agent_config={"spider": "0.1"}))
+    now = open_run(path, run_metadata(CONFIG, agent_config={"spider": "0.2"}))
+    assert now["agent_config"] == {"spider": "0.2"}
+
+
 def test_a_file_that_is_no_metadata(tmp_path: Path) -> None:
     path = tmp_path / "metadata.json"
     assert read_metadata(path) is None
