@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from spider_sdk.errors import AuthError, EngineUnavailable, FatalJobError
+from spider_worker.pipelines.swe_agent import pipeline
+from spider_worker.trajectories.commit import spider_commit
 from tests.contract.swe_agent.conftest import PRICE, Job, Warm, mending
 from tests.support.swe_repos import SweRepo
 
@@ -17,8 +22,10 @@ def shell(command: str) -> dict[str, object]:
 
 
 def test_agents_mend_what_they_can_and_are_judged(
-    folder: Path, warm: Warm, repos: list[SweRepo], python: str
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    times = (f"2026-01-01T00:00:{second:02}+00:00" for second in range(60))
+    monkeypatch.setattr(pipeline, "_now", lambda: next(times))
     able, idle, wrong = repos[:3]
     parts = {
         able.folder.name: mending(able),
@@ -37,11 +44,24 @@ def test_agents_mend_what_they_can_and_are_judged(
     seen = next(m for m in mended["messages"] if m["role"] == "tool")["content"]
     text = seen if isinstance(seen, str) else "".join(part["text"] for part in seen)
     assert "Start here" in text
+    for record, repo in zip((mended, untouched, spoilt), (able, idle, wrong), strict=True):
+        # As the row came, without the answer; nothing says where files lie on the worker.
+        row = {k: v for k, v in repo.row().items() if k not in ("patch", "gold_patch")}
+        digest = hashlib.sha256(repo.bundle.read_bytes()).hexdigest()
+        row |= {"repo_source": f"input:{digest}", "problem_statement": ANY}
+        assert record["instance"] == row
+        assert str(folder) not in json.dumps(record)
     for record, repo in zip((untouched, spoilt), (idle, wrong), strict=True):
         assert repo.marker not in str(record["messages"]) + str(record["instance"])
     assert "1 of 3 judged are resolved" in job.result.result.message
     artifacts = folder / "job" / "artifacts"
-    assert (artifacts / "metadata.json").is_file()
+    metadata = json.loads((artifacts / "metadata.json").read_text())
+    # The time at which the job began, for all of it, and what it was made with.
+    assert {metadata["start_time"]} == {one["metadata"]["start_time"] for one in records.values()}
+    assert metadata["start_time"] == "2026-01-01T00:00:00+00:00"
+    for document in (metadata, *(record["metadata"] for record in records.values())):
+        assert document["details"].keys() >= {"spider", "openhands-sdk", "openhands-tools"}
+        assert document["git_commit"] == spider_commit()
     logs = sorted(path.name for path in (artifacts / "infer_logs").iterdir())
     assert logs == sorted(f"instance_{repo.instance_id}.log" for repo in (able, idle, wrong))
     codes = [code for _, code, _, _ in job.ctx.events]
@@ -55,11 +75,14 @@ def test_what_was_the_endpoints_fault_is_tried_again(
     folder: Path, warm: Warm, repos: list[SweRepo], python: str
 ) -> None:
     repo = repos[0]
-    job = Job(folder, warm, [repo], python, {repo.folder.name: [shell("ls"), {"status": 400}]})
+    turns = [shell("echo a-$((1 + 1))"), {"status": 409, "message": "out of order"}]
+    job = Job(folder, warm, [repo], python, {repo.folder.name: turns})
     records = job.run(max_retries=1)
     assert [record["status"] for record in records] == ["llm_error", "llm_error"]
     assert [record["attempt"] for record in records] == [1, 2]
-    assert all("ls" in str(record["messages"]) for record in records)
+    assert all("a-2" in str(record["messages"]) for record in records)
+    path = folder / f"job/artifacts/infer_logs/instance_{repo.instance_id}.log"
+    log = path.read_text()
     counters = job.result.counters()
     assert (counters["rows_error"], counters["rows_ok"]) == (1, 0)
     assert counters["cost_usd"] == pytest.approx(2 * 110 * PRICE)
@@ -70,10 +93,24 @@ def test_what_was_the_endpoints_fault_is_tried_again(
     assert records[-1]["attempt"] == 3
     assert job.result.counters()["rows_ok"] == 1
     assert job.result.counters()["cost_usd"] == pytest.approx(6 * 110 * PRICE)
+    # The log goes on where it was.
+    assert path.read_text().startswith(log)
+    assert "attempt 3 ends: finished" in path.read_text().removeprefix(log)
     # Another finds nothing left to do.
     assert len(job.run(max_retries=1, retry=True)) == 3
     assert job.model is not None
     assert not job.model.requests
+    text = re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", "@ ", log, flags=re.MULTILINE)
+    said = [line for line in text.splitlines() if not line.startswith("    | ")]
+    one = said.index("@ attempt 2 begins")
+    assert said[0] == "@ attempt 1 begins"
+    at = said.index('@ calls terminal {"command": "echo a-$((1 + 1))"}')
+    assert said[at - 1 : at + 2] == ["@ turn 1", said[at], "@ terminal answers"]
+    assert "a-2" in said[at + 2]
+    (end,) = (n for n, line in enumerate(said) if line.startswith("@ attempt 1 ends"))
+    assert said[end] == "@ attempt 1 ends: llm_error, 1 turns, $0.1100"
+    assert "out of order" in said[end + 1]
+    assert at < end < one
 
 
 def test_a_lost_worker_leaves_a_partial_trajectory_and_what_it_cost(
