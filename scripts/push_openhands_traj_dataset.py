@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for instance, kinds in sorted(pushed.redacted.items()):
         found = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
         print(f"taken out of {instance}: {found}", file=sys.stderr)
+    if pushed.left_out:
+        print(f"left out, without a turn of the agent: {pushed.left_out} runs", file=sys.stderr)
     done = "pushed" if pushed.committed else "stood there already"
     print(f"{pushed.url}: {pushed.rows} rows in configuration {pushed.config} ({done})")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from spider_scaffold.report import counted
 from spider_sdk.cli.options import pass_state
 from spider_sdk.cli.state import State, json_option
 from spider_sdk.errors import FatalJobError, PipelineError, ServerUnreachable
@@ -116,6 +117,7 @@ def publish(
                 "config": pushed.config,
                 "rows": pushed.rows,
                 "committed": pushed.committed,
+                "left_out": pushed.left_out,
                 "redacted": {name: dict(kinds) for name, kinds in pushed.redacted.items()},
             }
         )
@@ -123,6 +125,8 @@ def publish(
     for instance, kinds in sorted(pushed.redacted.items()):
         found = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
         state.note(f"taken out of {instance}: {found}")
+    if pushed.left_out:
+        state.note(f"left out, without a turn of the agent: {counted(pushed.left_out, 'run')}")
     rows = "1 row" if pushed.rows == 1 else f"{pushed.rows:,} rows"
     done = "pushed" if pushed.committed else "stood there already"
     state.say(f"{pushed.url}: {rows} in configuration {pushed.config}, {done}")

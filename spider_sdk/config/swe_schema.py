@@ -117,7 +117,10 @@ class SweSchema(Section):
     push_filter = Choice(("all", "finished", "resolved"))
     hf_repo_id = Matching(REPO_ID, "owner/name of letters, digits, '-', '_' and '.'")
     hf_private = Switch()
-    hf_config_name = Matching(r"[\w.-]{1,96}", "letters, digits, '-', '_' and '.'")
+    hf_config_name = Matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}",
+        "ASCII letters, digits, '-', '_' and '.', a letter or digit first",
+    )
     eval_output_dir = Text()
     inputs = Items(InputFileSchema)
 

@@ -145,11 +145,11 @@ def _instance_report(content: Mapping[str, Any]) -> Report:
         return _of_harness(False, empty_generation=True)
     if content.get("patch_successfully_applied") is False and not content.get("tests_status"):
         return _of_harness(False, failed_apply_patch=True)
-    tests = content.get("tests_status") or {}
+    tests = content.get("tests_status")
     groups = {
-        ours: Group(tuple(tests[theirs]["success"]), tuple(tests[theirs]["failure"]))
+        ours: Group(*(tuple(tests[theirs].get(key) or ()) for key in ("success", "failure")))
         for theirs, ours in _TESTS.items()
-        if theirs in tests
+        if isinstance(tests, dict) and isinstance(tests.get(theirs), dict)
     }
     return _of_harness(bool(content["resolved"]), **groups)
 

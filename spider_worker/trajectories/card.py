@@ -95,13 +95,14 @@ def render_card(
     repo_id: str,
     config: str,
     rows: int,
+    left_out: int = 0,
     push_filter: str,
     messages_format: str,
     redacted: Mapping[str, int],
 ) -> str:
-    """The README's new text. ``existing`` None: there is none yet. ``redacted`` counts secrets by
-    kind. Rendering its own result again changes nothing. Raises FatalJobError for a front matter
-    that could not be kept."""
+    """The README's new text. ``existing`` None: there is none yet. ``left_out`` is the number of
+    runs without a turn of the agent, ``redacted`` counts secrets by kind. Rendering its own result
+    again changes nothing. Raises FatalJobError for a front matter that could not be kept."""
     front, body = front_matter.split(existing or "", "dataset")
     if not body.strip():
         body = f"# {repo_id.split('/')[-1]}\n"
@@ -123,7 +124,10 @@ def render_card(
         tags=TAGS,
         source=dataset if _on_hub(dataset) else None,
     )
-    facts = _facts(made, dataset, tally, rows, push_filter, messages_format, redacted)
+    chosen = FILTERS[push_filter]
+    if left_out:
+        chosen += f", but for {left_out:,} without a turn of the agent"
+    facts = _facts(made, dataset, tally, f"{rows:,}: {chosen}", messages_format, redacted)
     text = json.dumps(made, indent=2, ensure_ascii=False, default=str)
     # A fence longer than any in the text, since a prompt may hold one.
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
@@ -161,8 +165,7 @@ def _facts(
     made: Mapping[str, Any],
     dataset: str,
     tally: Tally,
-    rows: int,
-    push_filter: str,
+    rows: str,
     messages_format: str,
     redacted: Mapping[str, int],
 ) -> list[tuple[str, str]]:
@@ -177,7 +180,7 @@ def _facts(
         ("Agent", _quoted(made["agent_class"])),
         ("Iterations", f"at most {_quoted(made['max_iterations'])}"),
         ("Messages", _FORMATS[messages_format]),
-        ("Rows here", f"{rows:,}: {FILTERS[push_filter]}"),
+        ("Rows here", rows),
         ("Runs", f"{tally.runs:,}: {ends}"),
         ("Resolved", _resolved(tally)),
         ("Attempts", f"{tally.attempts:,}"),

@@ -49,7 +49,8 @@ MAX_CONFIG_NAME: Final = 96
 
 _DIGEST: Final = 8
 _SAFE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_LOCAL: Final = re.compile(r"[./~\\]|[A-Za-z]:[/\\]|.*\.(?:jsonl?|parquet)$", re.DOTALL)
+_SUFFIX: Final = re.compile(r"\.(?:jsonl?|ndjson|parquet)\Z", re.IGNORECASE)
+_LOCAL: Final = re.compile(r"[./~\\]|[A-Za-z]:[/\\]")
 
 
 def safe_name(name: str, limit: int = MAX_NAME) -> str:
@@ -63,7 +64,7 @@ def safe_name(name: str, limit: int = MAX_NAME) -> str:
 
 def is_local(dataset: str) -> bool:
     """Whether a data set is named by a path (offline format) and not by its id on the Hub."""
-    return _LOCAL.match(dataset) is not None
+    return _LOCAL.match(dataset) is not None or _SUFFIX.search(dataset) is not None
 
 
 def dataset_name(dataset: str) -> str:
@@ -71,7 +72,7 @@ def dataset_name(dataset: str) -> str:
     suffix, since the folders before it differ between client and worker and are private."""
     if is_local(dataset):
         last = _last_part(dataset)
-        return safe_name(re.sub(r"\.(?:jsonl?|parquet)\Z", "", last) or last)
+        return safe_name(_SUFFIX.sub("", last) or last)
     return safe_name(dataset.replace("/", "__"))
 
 

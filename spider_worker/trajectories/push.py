@@ -38,7 +38,8 @@ CARD: Final = "README.md"
 
 @dataclasses.dataclass(frozen=True)
 class Pushed:
-    """What then stands on the Hub. ``committed`` is False where it stood there before.
+    """What then stands on the Hub. ``committed`` is False where it stood there before;
+    ``left_out`` is the number of runs that pass the filter and have no turn of the agent.
 
     ``redacted`` says for each instance (``metadata.json`` for the recipe) which kinds of secrets
     were taken out and how often.
@@ -49,6 +50,7 @@ class Pushed:
     rows: int
     committed: bool
     redacted: Mapping[str, Mapping[str, int]]
+    left_out: int = 0
 
 
 def push(
@@ -104,6 +106,7 @@ def push(
                 f"{output_jsonl}: of {len(chosen)} runs that pass push_filter: {push_filter} none "
                 "has a turn of the agent, so there is nothing to push"
             )
+        left_out = len(chosen) - rows
         metadata = scanner.redact(metadata, METADATA)
         tally = Tally.of(index)
 
@@ -116,6 +119,7 @@ def push(
                 repo_id=repo_id,
                 config=config,
                 rows=rows,
+                left_out=left_out,
                 push_filter=push_filter,
                 messages_format=messages_format,
                 redacted=scanner.counts,
@@ -127,7 +131,7 @@ def push(
 
         noun = "trajectory" if rows == 1 else "trajectories"
         committed = repo.settle(wanted, f"Publish {config}: {rows:,} {noun}")
-    return Pushed(repo.url, config, rows, committed, scanner.found)
+    return Pushed(repo.url, config, rows, committed, scanner.found, left_out)
 
 
 def _check(repo_id: str, config: str | None, messages_format: str) -> None:
@@ -135,9 +139,10 @@ def _check(repo_id: str, config: str | None, messages_format: str) -> None:
         raise UsageError(
             f"hf_repo_id must be namespace/name, for instance my-org/my-data, not {repo_id!r}"
         )
-    if config is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", config):
+    if config is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config):
         raise UsageError(
-            f"hf_config_name may hold letters, digits, '.', '_' and '-', not {config!r}"
+            "hf_config_name begins with a letter or digit and may hold '.', '_' and '-' as well, "
+            f"not {config!r}"
         )
     if messages_format not in FORMATS:
         raise UsageError(f"messages_format is text or openai, not {messages_format!r}")

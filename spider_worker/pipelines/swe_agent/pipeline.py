@@ -135,7 +135,10 @@ class SweAgentPipeline:
                 f"secrets were taken out of {len(pushed.redacted)} trajectories before they left",
                 {"instances": {key: dict(kinds) for key, kinds in pushed.redacted.items()}},
             )
-        return pushed.url, f"{pushed.rows} pushed"
+        word = f"{pushed.rows} pushed"
+        if pushed.left_out:
+            word += f", {pushed.left_out} without a turn of the agent left out"
+        return pushed.url, word
 
     # -- an instance -----------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def test_what_is_pushed_loads_with_datasets(
     hub: HubEmulator, loader: HubLoader, pushing: Push, repo_id: str, messages_format: str
 ) -> None:
     pushed = pushing(messages_format=messages_format)
-    assert pushed == Pushed(f"{hub.endpoint}/datasets/{repo_id}", AUTO, 3, True, {})
+    assert pushed == Pushed(f"{hub.endpoint}/datasets/{repo_id}", AUTO, 3, True, {}, left_out=1)
     assert set(files(hub, repo_id)) == {"README.md", f"data/{AUTO}/train-00000.parquet"}
     assert commits(hub, repo_id) == 1
     loaded = loader.load(repo_id, AUTO)
@@ -201,7 +201,9 @@ def test_no_secret_leaves(hub: HubEmulator, pushing: Push, repo_id: str, output:
         ({"token": None}, AuthError, "without a token: set HF_TOKEN"),
         ({"token": READ_TOKEN}, AuthError, "no right to write"),
         ({"repo_id": "no-namespace"}, UsageError, "namespace/name"),
-        ({"config_name": "a/b"}, UsageError, "hf_config_name may hold"),
+        ({"config_name": "a/b"}, UsageError, "hf_config_name begins with"),
+        ({"config_name": ".."}, UsageError, "hf_config_name begins with"),
+        ({"config_name": "_a"}, UsageError, "hf_config_name begins with"),
         ({"messages_format": "chat"}, UsageError, "text or openai"),
         ({"push_filter": "best"}, UsageError, "all, finished or resolved"),
         ({"path": Path("nothing.jsonl")}, UsageError, "no such file"),

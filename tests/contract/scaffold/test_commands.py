@@ -115,6 +115,21 @@ def test_a_run_is_pushed(hub: HubEmulator, arguments: list[str], capsys: Capture
     assert (pushed["rows"], pushed["committed"], pushed["redacted"]) == (1, True, {})
 
 
+def test_runs_without_a_turn_are_left_out_and_said(
+    hub: HubEmulator, arguments: list[str], capsys: Capture
+) -> None:
+    output = Path(arguments[2])
+    append(output, made_up("c", status="workspace_error", messages=[], git_patch=None))
+    assert run(arguments) == 0
+    out, err = capsys.readouterr()
+    assert ": 2 rows in " in out
+    assert "left out, without a turn of the agent: 1 run\n" in err
+    card = hub.repo(arguments[-1]).files["README.md"].content.decode()
+    assert "| Rows here | 2: every run, however it ended, but for 1 without a turn" in card
+    assert run([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == 1
+
+
 def test_the_keys_of_the_shipped_examples_stay_here(
     hub: HubEmulator, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,13 @@ def test_a_budget_too_small_for_one_instance_is_refused() -> None:
     parse_job({"swe": {**each, "max_budget_total": 6}})
 
 
+@pytest.mark.parametrize("name", ["..", ".", "_a", "-a", "a b", "mod\u00e8le", "a" * 97])
+def test_a_configuration_that_the_hub_cannot_hold_is_refused(name: str) -> None:
+    hub = {"llm_model": "m", "hf_repo_id": "me/d"}
+    assert paths({"swe": {**hub, "hf_config_name": name}}) == ["hf_config_name"]
+    parse_job({"swe": {**hub, "hf_config_name": "4o_a.b-c"}})
+
+
 def test_a_submission_is_the_job_without_its_secrets() -> None:
     config = AppConfig.from_dict({"llm_model": "m", "llm_api_key": "sk-1"}, environ={})
     ready = Submittable.build(config, {"num_workers": 4})

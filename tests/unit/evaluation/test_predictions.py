@@ -89,12 +89,17 @@ def test_a_folder_is_read_and_an_instances_own_report_says_more(tmp_path):
         "f": {"timed_out": True, "timeout": 90},
         "g": {"g": {"patch_is_None": True, "patch_exists": False, "resolved": False}},
         "h": {"h": {"patch_exists": True, "patch_successfully_applied": False, "resolved": False}},
+        "i": {"i": {"resolved": True, "tests_status": {"FAIL_TO_PASS": {"success": ["t"]}}}},
+        "j": {"j": {"resolved": True, "tests_status": {"FAIL_TO_PASS": None}}},
     }  # fmt: skip
     for name, content in reports.items():
         (tmp_path / "logs" / name).mkdir(parents=True)
         (tmp_path / "logs" / name / "report.json").write_text(json.dumps(content))
-    found = read_harness_report(tmp_path, frozenset("abcdefgh"))
+    found = read_harness_report(tmp_path, frozenset("abcdefghij"))
     assert found.silent == ()
+    i, j = found.reports["i"], found.reports["j"]
+    assert (i.resolved, i.fail_to_pass.passed, i.fail_to_pass.failed) == (True, ("t",), ())
+    assert (j.resolved, j.fail_to_pass) == (True, None)
     a, e = found.reports["a"], found.reports["e"]
     assert (a.resolved, a.fail_to_pass.passed) == (True, ("FAIL_TO_PASS::ok",))
     assert (e.resolved, e.pass_to_pass.failed) == (False, ("t",))

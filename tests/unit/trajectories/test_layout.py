@@ -64,6 +64,8 @@ def test_a_models_name(model: str, name: str) -> None:
     [
         ("princeton-nlp/SWE-bench_Verified", "princeton-nlp__SWE-bench_Verified"),
         ("tasks.jsonl", "tasks"),
+        ("data/tasks.ndjson", "tasks"),
+        ("data/tasks.JSONL", "tasks"),
         ("/home/somebody/private/tasks.jsonl", "tasks"),
         ("../tasks.json", "tasks"),
         ("~/tasks.jsonl", "tasks"),
