@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 #: Ends that say nothing about the agent. One that ran out of time has had what a retry would have.
 RETRIED: Final = frozenset({"llm_error", "workspace_error", "agent_error"})
+_LOST: Final = "its worker was lost while it was at work"
+#: Attempts that were lost with their workers and do not count among ``max_retries``.
+_MOST_LOST: Final = 5
 #: Calls of the model beyond its iterations: for a condenser, and those that are repeated.
 _SPARE_CALLS: Final = 3
 #: Columns of data sets that give the answer away; they stay with the judge.
@@ -120,7 +123,9 @@ class Attempts:
         status = self.records[-1]["status"]
         if len(self.records) == self._committed or status == "cancelled":
             return is_done(status)  # a job that is retried tries again whatever did not work out
-        made = self.number - self._before
+        # A worker that goes is not the instance's doing; one that always goes with it may be.
+        lost = sum(record["error"] == _LOST for record in self.records[self._committed :])
+        made = self.number - self._before - min(lost, _MOST_LOST)
         return status not in RETRIED or made > self._ctx.job.max_retries or self._left() == 0.0
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -133,7 +138,7 @@ class Attempts:
         assert past.unfinished is not None
         self.spent.now(past.cost, *past.tokens)
         heard = past.unfinished
-        heard.status, heard.error = "agent_error", "its worker was lost while it was at work"
+        heard.status, heard.error = "agent_error", _LOST
         record = self._record(heard, None)
         self._transcript.replay(record)
         self._keep(record)
