@@ -10,11 +10,13 @@ __all__ = ["main"]
 import os
 import sys
 
+from spider_agent.confine import close_memory
 from spider_agent.forward import forward
 from spider_agent.lines import LineWriter, read_request
 
 
 def main() -> None:
+    close_memory()
     # What the SDK and what it starts print must not stand among the lines.
     out = LineWriter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)

@@ -8,7 +8,7 @@ has made the file system read-only; here follows what differs between episodes. 
 
 from __future__ import annotations
 
-__all__ = ["Plan", "be_warden", "die_with_parent", "enter", "furnish", "kill_all"]
+__all__ = ["Plan", "be_warden", "close_memory", "die_with_parent", "enter", "furnish", "kill_all"]
 
 import contextlib
 import ctypes
@@ -26,7 +26,7 @@ from typing import Final
 _NEWNS, _NEWUTS, _NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _NEWUSER, _NEWPID, _NEWNET = 0x10000000, 0x20000000, 0x40000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
-_SET_PDEATHSIG, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 36, 38
+_SET_PDEATHSIG, _SET_DUMPABLE, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _REMOUNT, _RDONLY = 32, 1
@@ -95,6 +95,12 @@ def furnish(plan: Plan) -> None:
     _check(_LIBC.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _check(_LIBC.capset(header, bytes(24)), "capset")
+
+
+def close_memory() -> None:
+    """Let no other process of our user read this one's memory, environment or descriptors: what
+    an agent's commands may do must not lead to its key. What is executed later is open again."""
+    _check(_LIBC.prctl(_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
 
 
 def be_warden() -> None:

@@ -174,6 +174,8 @@ def _first(plan: confine.Plan | None, proxy: str | None, descriptors: list[int])
         confine.die_with_parent()
         if plan is not None:
             confine.furnish(plan)
+        confine.close_memory()  # and that of the processes forked from here on
+        if plan is not None:
             # As the first of its namespace it gets no signal that it has no handler for, and it
             # inherits all that lose their parents: neither is for an agent.
             if agent := os.fork():

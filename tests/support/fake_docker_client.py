@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 STATE = Path(os.environ.get("HOME", "/"))
+#: What a container's root may do by default.
+CAPS = ("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID",
+        "SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE")  # fmt: skip
 SEEN = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/terminfo", "/etc/alternatives")
 
 
@@ -88,6 +91,9 @@ class Container:
         path, options = self.path, self.options
         box = [str(shutil.which("bwrap")), "--unshare-pid", "--info-fd", str(telling),
                "--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev"]  # fmt: skip
+        box += ["--cap-drop", "ALL"]
+        for cap in CAPS:
+            box += ["--cap-add", f"CAP_{cap}"]
         if options["network"] == "none":
             box.append("--unshare-net")
         for name in ("bin", "lib", "lib64", "sbin"):
