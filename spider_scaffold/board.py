@@ -25,6 +25,7 @@ class _Run:
     attempt: int = 1
     turns: int | None = None
     cost: float | None = None
+    judging: bool = False
 
 
 class Board:
@@ -58,6 +59,8 @@ class Board:
         if event.code == "instance.started":
             self._running[key] = _Run(self._clock())
             self._ended.discard(key)
+        elif event.code == "instance.judging":
+            self._running.setdefault(key, _Run(None)).judging = True
         elif event.code == "instance.ended":
             self._running.pop(key, None)
             self._ended.add(key)
@@ -86,6 +89,8 @@ class Board:
             words.append(f"turn {run.turns}")
         if run.cost is not None:
             words.append(f"${run.cost:.2f}")
+        if run.judging:
+            words.append("its tests run")
         if run.began is not None:
             seconds = int(self._clock() - run.began)
             words.append(f"{seconds // 60}m {seconds % 60:02d}s")

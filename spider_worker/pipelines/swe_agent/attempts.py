@@ -21,6 +21,7 @@ from spider_worker.agents.proxy import Ticket
 from spider_worker.evaluation.standing import judgeable
 from spider_worker.evaluation.verdict import Report
 from spider_worker.pipelines.base import UnitContext
+from spider_worker.pipelines.calls import announce
 from spider_worker.pipelines.swe_agent.journal import Journal, Past
 from spider_worker.pipelines.swe_agent.parts import Host, Judging
 from spider_worker.pipelines.swe_agent.spending import Spent, least
@@ -99,6 +100,8 @@ class Attempts:
         cancelled, and have the last attempt judged. ``records`` has one entry an attempt
         afterwards. Raises AuthError where the model's endpoint refuses the key."""
         while not self._settled():
+            if len(self.records) > self._committed:
+                await self._tell_of_retry(self.records[-1])
             self.number += 1
             self._journal.begin(self.number)
             self._transcript.begin(self.number)
@@ -127,6 +130,14 @@ class Attempts:
         lost = sum(record["error"] == _LOST for record in self.records[self._committed :])
         made = self.number - self._before - min(lost, _MOST_LOST)
         return status not in RETRIED or made > self._ctx.job.max_retries or self._left() == 0.0
+
+    async def _tell_of_retry(self, record: Mapping[str, Any]) -> None:
+        name, status, error = self._task.instance_id, record["status"], record["error"]
+        said = f"{name}: {status.replace('_', ' ')}, tried again"
+        if error:
+            said += f": {str(error)[:300]}"
+        at = {"instance": name, "n": self._n, "attempt": record["attempt"], "status": status}
+        await announce(self._ctx, "instance.retrying", said, {**at, "error": error})
 
     def _keep(self, record: dict[str, Any]) -> None:
         self._journal.end(record)
@@ -185,6 +196,9 @@ class Attempts:
         if not self.unjudged:
             return
         record = self.records[-1]
+        name = self._task.instance_id
+        at = {"instance": name, "n": self._n}
+        await announce(self._ctx, "instance.judging", f"{name}: its tests run", at)
         try:
             report = await self._report_on(record["test_result"]["git_patch"])
         except (EngineUnavailable, WorkspaceError) as error:

@@ -66,6 +66,7 @@ def test_agents_mend_what_they_can_and_are_judged(
     assert logs == sorted(f"instance_{repo.instance_id}.log" for repo in (able, idle, wrong))
     codes = [code for _, code, _, _ in job.ctx.events]
     assert codes.count("instance.started") == codes.count("instance.ended") == 3
+    assert codes.count("instance.judging") == 3
     assert not list((warm.state / "swe-agent" / "boxes").iterdir())
     assert job.model is not None
     assert set(job.model.keys) == {"Bearer the-real-key"}
@@ -85,6 +86,9 @@ def test_what_was_the_endpoints_fault_is_tried_again(
     log = path.read_text()
     counters = job.result.counters()
     assert (counters["rows_error"], counters["rows_ok"]) == (1, 0)
+    (told,) = (one for one in job.ctx.events if one[1] == "instance.retrying")
+    assert "llm error, tried again: " in told[2]
+    assert "out of order" in told[2]
     assert counters["cost_usd"] == pytest.approx(2 * 110 * PRICE)
     # A retry of the job tries what failed, and counts what that cost before.
     job.parts = {repo.folder.name: mending(repo)}

@@ -148,6 +148,8 @@ def test_the_board_shows_who_is_at_work(mirror: Mirror, clock: Clock) -> None:
     told("progress", engine={"rows": 3})
     clock.now = 75.0
     assert board.lines() == ["  a · 1m 15s", "  a (run 1) · attempt 2 · turn 7 · $0.50 · 1m 15s"]
+    told("instance.judging", instance="a", n=1)
+    assert "turn 7 · $0.50 · its tests run · 1m 15s" in board.lines()[1]
     told("instance.ended", instance="a", n=0)
     told("progress", engine={"instance": "a", "n": 0, "turns": 8})
     assert len(board.lines()) == 1
