@@ -60,9 +60,19 @@ class Child:
 class AgentPool:
     """``python`` is the agent's interpreter. ``boxes`` is the folder that all trees lie under;
     None leaves episodes unconfined, for trees that are trusted (workspace ``local``).
-    ``shell_python``'s folder comes first on the PATH of the agent's shell."""
+    ``shell_python``'s folder comes first on the PATH of the agent's shell; ``hidden`` are folders
+    that a confined agent sees nothing of."""
 
-    def __init__(self, python: str, *, folder: Path, boxes: Path | None, shell_python: str) -> None:
+    def __init__(
+        self,
+        python: str,
+        *,
+        folder: Path,
+        boxes: Path | None,
+        shell_python: str,
+        hidden: Sequence[Path] = (),
+    ) -> None:
+        self._hidden = tuple(hidden)
         self._python = python
         self._folder = folder
         self._boxes = boxes
@@ -162,6 +172,7 @@ class AgentPool:
                 (str(aside), _ASIDE),
             ],
             boxes=self._boxes,
+            hidden=self._hidden,
         )
         prefix[0] = shutil.which("bwrap") or prefix[0]
         return [*prefix, *inside], env | {"HOME": HOME, "TMUX_TMPDIR": _TMP}

@@ -78,6 +78,7 @@ def bwrap_arguments(
     status_fd: int | None = None,
     tmp_bytes: int = _TMP_BYTES,
     boxes: Path | None = None,
+    hidden: Iterable[Path] = (),
 ) -> list[str]:
     """The command line that goes before a command to run it in a box, ``--`` included.
 
@@ -86,6 +87,7 @@ def bwrap_arguments(
     and ``writable`` are pairs of a path on the host and one in the box. ``tmp_bytes`` bounds
     ``/tmp`` and the home, each. The environment is passed on as it is: give the process
     ``bwrap_environment`` and what it needs. Killing this process ends everything in the box.
+    ``hidden`` are folders of the host that are seen empty where they lie under one that is shown.
 
     ``boxes`` is for a process that shuts others in itself: all of that folder is writable, where
     it is on the host; the tree's place is an empty folder; the network is the host's, and
@@ -124,6 +126,9 @@ def bwrap_arguments(
     for name in sorted({name for name in shown if os.path.exists(name)}):  # parents first
         # A link of /etc may lead to a place that is not there in the box.
         arguments += ["--ro-bind", os.path.realpath(name), name]
+    covers = _covers(shown, hidden)
+    for place in covers:
+        arguments += ["--size", "65536", "--tmpfs", place]
     for name in _NAMES:
         arguments += ["--ro-bind", str(folder / name), f"/etc/{name}"]
     if boxes is None:
@@ -134,7 +139,25 @@ def bwrap_arguments(
         arguments += ["--ro-bind", source, target]
     for source, target in writable:
         arguments += ["--bind", source, target]
+    for place in covers:
+        arguments += ["--remount-ro", place]
     return [*arguments, "--remount-ro", "/", "--chdir", TREE, "--"]
+
+
+def _covers(shown: Iterable[str], hidden: Iterable[Path]) -> list[str]:
+    """Where what is hidden would be seen."""
+    folders = {folder.resolve() for folder in hidden if folder.is_dir()}
+    places = set()
+    for name in shown:
+        root = Path(name).resolve()
+        for folder in folders:
+            if folder != root and folder.is_relative_to(root):
+                places.add(str(Path(name) / folder.relative_to(root)))
+    # One within another is covered with it.
+    return sorted(
+        place for place in places
+        if not any(place != other and Path(place).is_relative_to(other) for other in places)
+    )  # fmt: skip
 
 
 def write_names(folder: Path) -> None:
@@ -157,10 +180,13 @@ def bwrap_environment(python: str) -> dict[str, str]:
 
 class BwrapBox:
     """``folder`` is the host's and holds ``tree`` and ``vault``; ``roots`` is what ``python`` needs
-    to see."""
+    to see, ``hidden`` what nobody is to see."""
 
-    def __init__(self, folder: Path, *, python: str, roots: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, *, python: str, roots: Sequence[str], hidden: Sequence[Path] = ()
+    ) -> None:
         self.folder = folder
+        self._hidden = tuple(hidden)
         self.python = python
         self.roots = tuple(roots)
         self._tree = folder / "tree"
@@ -189,6 +215,7 @@ class BwrapBox:
                 read_only=[(str(self.vault), self.vault_path)],
                 network=network,
                 status_fd=number,
+                hidden=self._hidden,
             )
             whole = bwrap_environment(self.python) | {**(env or {})}
             # bwrap itself is found on the worker's PATH, the command on the box's.
@@ -219,14 +246,21 @@ class BwrapBox:
 class BwrapWorkspace:
     """Boxes whose trees lie in folders under ``root``, which is made where it is missing.
     ``python`` comes first on the PATH of commands, its environment is shown read-only; None is the
-    worker's own. ``allow_private`` lets repositories come from private addresses."""
+    worker's own. ``allow_private`` lets repositories come from private addresses. ``hidden`` are
+    folders of which commands see nothing, ``root`` among them, wherever they lie."""
 
     kind = "bwrap"
 
     def __init__(
-        self, root: Path, *, python: str | None = None, allow_private: bool = False
+        self,
+        root: Path,
+        *,
+        python: str | None = None,
+        allow_private: bool = False,
+        hidden: Sequence[Path] = (),
     ) -> None:
         self._root = root
+        self._hidden = (root, *hidden)
         self._allow_private = allow_private
         self._python = python or sys.executable
 
@@ -263,7 +297,7 @@ class BwrapWorkspace:
 
     async def _box(self, folder: Path) -> BwrapBox:
         roots = await asyncio.to_thread(interpreter_roots, self._python)
-        return BwrapBox(folder, python=self._python, roots=roots)
+        return BwrapBox(folder, python=self._python, roots=roots, hidden=self._hidden)
 
     def _make_folder(self) -> Path:
         self._root.mkdir(parents=True, exist_ok=True)

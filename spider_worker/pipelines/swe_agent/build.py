@@ -164,7 +164,9 @@ def _workspace(
     boxes = root / "boxes"
     match ctx.job.workspace:
         case "bwrap":
-            return BwrapWorkspace(boxes, allow_private=settings.allow_private_urls)
+            return BwrapWorkspace(
+                boxes, allow_private=settings.allow_private_urls, hidden=_hidden(settings)
+            )
         case "local":
             return LocalWorkspace(
                 boxes,
@@ -198,6 +200,7 @@ async def _host(settings: WorkerSettings, root: Path, ctx: Ctx, endpoint: Endpoi
             folder=root / f"pool-{os.getpid()}-{next(_COUNT)}",
             boxes=boxes if confined else None,
             shell_python=sys.executable,
+            hidden=_hidden(settings),
         )
         await pool.start()
         return pool
@@ -207,6 +210,11 @@ async def _host(settings: WorkerSettings, root: Path, ctx: Ctx, endpoint: Endpoi
     )
     proxy = await _proxy(settings, endpoint, pool.sockets)
     return WarmHost(pool, _llm(ctx.job, endpoint), proxy=proxy, boxes=boxes)
+
+
+def _hidden(settings: WorkerSettings) -> tuple[Path, ...]:
+    """What this deployment keeps: other jobs' work and keys, where they lie beside programs."""
+    return (settings.state.absolute(), Path.cwd() / ".spider")
 
 
 async def _proxy(settings: WorkerSettings, endpoint: Endpoint, sockets: Path) -> LlmProxy | None:
