@@ -59,7 +59,9 @@ _SAID: Final = {
     "swe.inputs": "Uploaded beforehand: PUT each file's bytes to /v1/inputs/{sha256} and name it "
     "here. Rows of the data set name an uploaded git bundle in repo_source as input:<sha256>.",
     "swe.instance_filter": "A regular expression that an instance's id matches from its start.",
-    "swe.llm_model": "Any LiteLLM name.",
+    "swe.llm_model": "A LiteLLM name; with llm_base_url, the name that the server there has.",
+    "swe.llm_base_url": "Of a server that speaks OpenAI's protocol.",
+    "swe.condenser": "true (the SDK's default one), false, or options of the summarising one.",
     "swe.llm_api_key": "Taken out of the job before it is stored; better sent in env, under the "
     "name in llm_api_key_env.",
     "swe.num_workers": "Instances at a time, over all workers.",
