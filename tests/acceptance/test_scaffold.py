@@ -141,6 +141,16 @@ def test_agents_fill_a_tree_which_is_judged_and_left_alone_when_whole(
     assert [one for one in again if "part" in one] == []
     assert len(model.requests) == asked
 
+    # Further runs of the same instances leave the first ones as they are.
+    before = (tree / "output.jsonl").read_bytes()
+    more = finish(start(config, "--set", "n_attempts=2"))
+    begun = [one["data"] for one in more if one.get("code") == "instance.started"]
+    assert sorted((one["instance"], one["n"]) for one in begun) == sorted(
+        (repo.instance_id, 1) for repo in repos
+    )
+    assert (tree / "output.jsonl").read_bytes().startswith(before)
+    assert (len(read_index(tree / "output.jsonl").latest), len(model.requests)) == (4, 2 * asked)
+
 
 def test_ctrl_c_stops_the_fleet_and_the_same_command_goes_on(
     config: Path, repos: list[SweRepo], model: AgentModel, tmp_path: Path
