@@ -6,6 +6,7 @@ Defaults stand in ``model.py``; rules over several keys in ``rules.py``.
 from __future__ import annotations
 
 __all__ = [
+    "CONFIG_NAME",
     "LOSSES",
     "NO_SERVER",
     "PROVIDERS",
@@ -66,6 +67,11 @@ _SAMPLING: Final = (
     "repetition_penalty",
 )
 REPO_ID: Final = r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,94}[\w]?/[A-Za-z0-9_]([\w.-]{0,94}\w)?"
+#: It becomes a folder of the repository: not "..", then.
+CONFIG_NAME: Final = (
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}",
+    "ASCII letters, digits, '-', '_' and '.', a letter or digit first",
+)
 
 _HOMES: dict[str, str] = {
     name: f"sampling parameters such as {name} belong under job.generation.parameters"
@@ -248,7 +254,7 @@ class HubSchema(_JobSection):
     repo_id = Matching(REPO_ID, "owner/name of letters, digits, '-', '_' and '.'", required=True)
     repo_type = Choice(("dataset", "model"))
     private = Switch()
-    config_name = Matching(r"[\w.-]{1,96}", "letters, digits, '-', '_' and '.'")
+    config_name = Matching(*CONFIG_NAME)
 
 
 class OutputSchema(_JobSection):

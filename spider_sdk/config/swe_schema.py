@@ -29,6 +29,7 @@ from spider_sdk.config.fields import (
     nearest,
 )
 from spider_sdk.config.schema import (
+    CONFIG_NAME,
     NO_SERVER,
     REPO_ID,
     InputFileSchema,
@@ -117,10 +118,7 @@ class SweSchema(Section):
     push_filter = Choice(("all", "finished", "resolved"))
     hf_repo_id = Matching(REPO_ID, "owner/name of letters, digits, '-', '_' and '.'")
     hf_private = Switch()
-    hf_config_name = Matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}",
-        "ASCII letters, digits, '-', '_' and '.', a letter or digit first",
-    )
+    hf_config_name = Matching(*CONFIG_NAME)
     eval_output_dir = Text()
     inputs = Items(InputFileSchema)
 

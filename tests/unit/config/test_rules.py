@@ -127,6 +127,7 @@ def hub(**changes: Any) -> dict[str, Any]:
         ),
         (job(pre_processor={"name": "f.g", "source": "x"}), "pre_processor.name", "function"),
         (job(output=hub(config_name="a b")), "output.hf.config_name", "letters"),
+        (job(output=hub(config_name="..")), "output.hf.config_name", "letter or digit first"),
         ({"swe": {"llm_model": "x"}, "model": {}}, "model", "nothing beside"),
     ],
 )  # fmt: skip
