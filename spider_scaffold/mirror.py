@@ -24,7 +24,7 @@ from spider_sdk.client import Client
 from spider_sdk.errors import ServerBusy, ServerUnreachable, UsageError
 from spider_worker.trajectories.layout import INFER_LOGS, Layout
 from spider_worker.trajectories.output_file import append, read, read_index
-from spider_worker.trajectories.record import Key
+from spider_worker.trajectories.record import Key, Record
 
 _SHARDS: Final = "shards/"
 _PAUSE: Final = 2.0  #: seconds between two looks at the manifest, at least
@@ -57,6 +57,10 @@ class Mirror:
         self._stale = True
         index = read_index(layout.output)
         self._there = {(key, number) for key, group in index.attempts.items() for number in group}
+        #: Of runs that nobody has judged, the attempt that counts.
+        self._unjudged = {
+            key: entry.attempt for key, entry in index.latest.items() if entry.resolved is None
+        }
         self._done = {
             key
             for key, entry in index.latest.items()
@@ -120,13 +124,21 @@ class Mirror:
         added = 0
         for record in read(shard):
             attempt = record.attempt + self._job.bases.get(run_name(record.key), 0)
-            if (record.key, attempt) in self._there:
+            if (record.key, attempt) in self._there and not self._judged_since(record, attempt):
                 continue
             line = {**record.data, "attempt": attempt}
             append(self._layout.output, line, *self._done_before(record.key))
             self._there.add((record.key, attempt))
+            self._unjudged.pop(record.key, None)
+            if record.resolved is None:
+                self._unjudged[record.key] = attempt
             added += 1
         return added
+
+    def _judged_since(self, record: Record, attempt: int) -> bool:
+        """Whether a run that counts here came without a verdict and has one now: its job was
+        stopped while the tests ran, and gone on with."""
+        return record.resolved is not None and self._unjudged.get(record.key) == attempt
 
     def _done_before(self, key: Key) -> list[Mapping[str, Any]]:
         """The line that counts of a run that was done before the job, to be the last one again."""

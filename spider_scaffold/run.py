@@ -23,6 +23,7 @@ from spider_sdk.errors import ConfigError, Conflict, NotFound, Problem, UsageErr
 from spider_sdk.jobs import TERMINAL, JobStatus, StatusDocument
 from spider_sdk.submission import Submittable
 from spider_sdk.swe_inputs import check_local
+from spider_worker.trajectories.commit import spider_commit
 from spider_worker.trajectories.layout import Layout
 from spider_worker.trajectories.metadata import (
     differing,
@@ -69,7 +70,7 @@ class Run:
             max_iterations=self.swe.max_iterations,
         )
         versions = {"spider": importlib.metadata.version("spider-distill")}
-        self._metadata = run_metadata(self.swe, agent_config=versions)
+        self._metadata = run_metadata(self.swe, agent_config=versions, git_commit=spider_commit())
         self.job = JobFile.load(self.layout.root)
         before = read_metadata(self.layout.metadata)
         differs = before is not None and bool(differing(before, self._metadata))

@@ -127,6 +127,22 @@ def test_a_run_that_was_done_before_the_job_still_counts(
     assert index.cost(("a", 0)) == (7.0, 0)
 
 
+def test_a_verdict_that_came_later_is_fetched(jobs: Jobs, mirror: Mirror, tmp_path: Path) -> None:
+    """And one that was made here is left alone."""
+    jobs.run("a", attempt("a"))
+    jobs.run("b", attempt("b", resolved=False))
+    assert mirror.sync() == 2
+    jobs.run("a", attempt("a", resolved=True), at="2026-01-02")
+    jobs.run("b", attempt("b", resolved=True), at="2026-01-02")
+    assert mirror.sync() == 1
+    index = read_index(tmp_path / "tree/output.jsonl")
+    assert {key[0]: entry.resolved for key, entry in index.latest.items()} == {
+        "a": True,
+        "b": False,
+    }
+    assert {key[0]: list(group) for key, group in index.attempts.items()} == {"a": [1], "b": [1]}
+
+
 def test_a_tree_that_cannot_be_written(jobs: Jobs, mirror: Mirror, tmp_path: Path) -> None:
     jobs.run("a", attempt("a"))
     (tmp_path / "tree/output.jsonl").mkdir(parents=True)
