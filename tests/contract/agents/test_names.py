@@ -7,7 +7,7 @@ import pytest
 from spider_worker.agents.episode import run_episode
 from spider_worker.agents.proxy import LlmProxy
 from tests.contract.agents.conftest import Stage
-from tests.support.agent_model import running_model
+from tests.support.agent_model import Turn, running_model
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_providers_name_goes_to_the_proxy_in_openais_protocol(
 ) -> None:
     if stage.pool.confined:
         pytest.skip("the same in each")
-    turns = [{"call": "terminal", "args": {"command": "true"}}, {"text": "Done."}]
+    turns: list[Turn] = [{"call": "terminal", "args": {"command": "true"}}, {"text": "Done."}]
     socket = stage.pool.sockets / f"model-{stage.tree.parent.name}"
 
     async def main(base_url: str) -> tuple[str | None, str | None]:
