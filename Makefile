@@ -78,8 +78,11 @@ chaos: system $(VENV) ## Run the fault tests that take longer than a minute
 	@SPIDER_FIGURES=$(CURDIR)/benchmarks/out/faults.jsonl $(PY) -m pytest -m chaos $(ARGS)
 	@echo "Figures: benchmarks/out/faults.jsonl" && cat benchmarks/out/faults.jsonl
 
+# That SDK leaves connections open when it ends.
 test-tinker-025: system $(VENV) $(TINKER_025_STAMP) ## Run the tests of Tinker with a newer server (gigabytes)
-	@SPIDER_TINKER_SERVER=0.25 PYTHONPATH=.venv-tinker-025/client $(PY) -m pytest tests/contract/tinker tests/contract/trainers -k tinker $(ARGS)
+	@SPIDER_TINKER_SERVER=0.25 PYTHONPATH=.venv-tinker-025/client $(PY) -m pytest -W ignore::ResourceWarning \
+		-W ignore::pytest.PytestUnraisableExceptionWarning \
+		tests/contract/tinker tests/contract/trainers -k tinker $(ARGS)
 
 gpu: $(VENV) ## Run the tests that need a CUDA device
 	@$(PY) -m pytest -m gpu $(ARGS)

@@ -82,14 +82,20 @@ class ServiceSampler:
             raise _overflow(len(ids), "does not fit", context)
         if len(ids) == 1:
             return TokenScores(_shifted([], 1), _topk([], 1, topk) if topk else None)
-        answer = await self._ask(
-            "scoring",
-            ids,
-            1,
-            self._service.sdk.types.SamplingParams(max_tokens=1, temperature=1.0),
-            include_prompt_logprobs=True,
-            topk_prompt_logprobs=topk,
-        )
+        try:
+            answer = await self._ask(
+                "scoring",
+                ids,
+                1,
+                self._service.sdk.types.SamplingParams(max_tokens=1, temperature=1.0),
+                include_prompt_logprobs=True,
+                topk_prompt_logprobs=topk,
+            )
+        except Refusal as error:
+            # Some servers leave them out of their answer, and some refuse the question.
+            if topk and "topk" in error.detail:
+                raise self._without_best() from error
+            raise
         if answer.prompt_logprobs is None:
             raise EngineUnavailable(
                 f"{self._service.name} returns no log-probabilities of a prompt"
@@ -98,10 +104,13 @@ class ServiceSampler:
         if not topk:
             return TokenScores(logprobs)
         if answer.topk_prompt_logprobs is None:
-            raise EngineUnavailable(
-                f"{self._service.name} returns no most probable tokens of a prompt"
-            )
+            raise self._without_best()
         return TokenScores(logprobs, _topk(answer.topk_prompt_logprobs, len(ids), topk))
+
+    def _without_best(self) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"{self._service.name} returns no most probable tokens of a prompt"
+        )
 
     def _limit(self, prompt: Ids, n: int, params: SampleParams) -> int:
         if n < 1 or params.max_tokens < 1:
