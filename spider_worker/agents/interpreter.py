@@ -8,6 +8,7 @@ import asyncio
 import importlib.resources
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -77,6 +78,11 @@ async def ask_model(python: str, name: str, base_url: str | None) -> dict[str, A
         answer: dict[str, Any] = json.loads(out.splitlines()[-1])
     except (ValueError, IndexError):
         said = err.decode(errors="replace").strip()[-1000:]
+        if missing := re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", said):
+            raise EngineUnavailable(
+                f"the agents' environment of {python} is not complete, or still being made: it "
+                f"has no {missing[1]}. {HELP}"
+            ) from None
         raise EngineUnavailable(
             f"{python} cannot say what model {name} is: {said or 'no answer'}. {HELP}"
         ) from None
