@@ -44,7 +44,8 @@ def test_an_output_file_is_evaluated_and_exported(tmp_path: Path) -> None:
     assert [one.resolved for one in found] == [True, True, False, False]
     assert found[2].report["empty_generation"]
     assert found[3].report["failed_apply_patch"]
-    files = export_predictions(path, tmp_path / "predictions.jsonl", model="m")
+    written = export_predictions(path, tmp_path / "predictions.jsonl", model="m")
+    files = written.files
     exported = [json.loads(text) for file in files for text in file.read_text().splitlines()]
     assert [one["model_patch"] for one in exported] == patches
     again = asyncio.run(evaluate_file(path, tasks, place, cache=tmp_path / "checks"))
