@@ -276,9 +276,7 @@ class LlmProxy:
                     try:
                         await response.write(line)
                     except ConnectionError:
-                        listening = (
-                            False  # who hung up; and the rest is read for the count at its end
-                        )
+                        listening = False  # the rest is read for the count at its end
         finally:
             ticket.answers += 1
             ticket.count(usage, self._prices)

@@ -96,66 +96,56 @@ class LeanModel:
         """(P, H): of ``ids`` (B, T), rows padded on the right, the hidden states at the places
         ``wanted`` (P,), row·T + column. ``kept`` takes each layer's keys and values, both
         (B, T, K, d)."""
+        rotations = self.rotations(ids.shape[1]).repeat(ids.shape[0], 1)
+        return self._run(ids, rotations, wanted, kept=kept)
+
+    def following(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+        """(P, H): the hidden states of what follows the prefixes of ``batch``, at the places
+        ``wanted`` (P,), row·T + column."""
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.hidden(batch.prefixes, wanted[:0], kept)
+        rotations = self.rotations(batch.width + batch.ids.shape[1])[batch.positions.reshape(-1)]
+        before = [(keys[batch.which], values[batch.which]) for keys, values in kept]
+        return self._run(batch.ids, rotations, wanted, before=before, seen=batch.seen())
+
+    def _run(
+        self,
+        ids: torch.Tensor,
+        rotations: torch.Tensor,
+        wanted: torch.Tensor,
+        *,
+        kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        before: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        seen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``rotations`` (B·T, d/2) are the tokens'; ``before`` are each layer's keys and values of
+        what stands before them, ``seen`` is a mask, None for a causal one."""
         shape = ids.shape
-        rotations = self.rotations(shape[1]).repeat(shape[0], 1)
         hidden = self.embed(ids.reshape(-1))
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             turned, values = self.project(layer, hidden, rotations)
             turned = turned.view(*shape, *turned.shape[1:])
             values = values.reshape(*shape, *values.shape[1:])
             queries, keys = turned[:, :, : self.query_heads], turned[:, :, self.query_heads :]
             if kept is not None:
                 kept.append((keys, values))
-            hidden = self._through(layer, hidden, queries, keys, values, wanted, None)
-        return self.last(hidden)
-
-    def following(self, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
-        """(P, H): the hidden states of what follows the prefixes of ``batch``, at the places
-        ``wanted`` (P,), row·T + column."""
-        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-        nothing = wanted[:0]
-        self.hidden(batch.prefixes, nothing, kept)
-        shape = batch.ids.shape
-        rotations = self.rotations(batch.width + shape[1])[batch.positions.reshape(-1)]
-        seen = batch.seen()
-        hidden = self.embed(batch.ids.reshape(-1))
-        for layer, before in zip(self.layers, kept, strict=True):
-            turned, values = self.project(layer, hidden, rotations)
-            turned = turned.view(*shape, *turned.shape[1:])
-            queries, keys = turned[:, :, : self.query_heads], turned[:, :, self.query_heads :]
-            values = values.reshape(*shape, *values.shape[1:])
-            keys, values = (
-                torch.cat([old[batch.which], new], dim=1)
-                for old, new in zip(before, (keys, values), strict=True)
+            if before is not None:
+                keys = torch.cat([before[number][0], keys], dim=1)
+                values = torch.cat([before[number][1], values], dim=1)
+            attended = functional.scaled_dot_product_attention(
+                queries.transpose(1, 2),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=seen,
+                is_causal=seen is None,
+                scale=1.0,
+                enable_gqa=True,
             )
-            hidden = self._through(layer, hidden, queries, keys, values, wanted, seen)
+            attended = attended.transpose(1, 2).reshape(len(hidden), -1)
+            if layer is self.layers[-1]:
+                hidden, attended = hidden[wanted], attended[wanted]
+            hidden = self.finish(layer, hidden, attended)
         return self.last(hidden)
-
-    def _through(
-        self,
-        layer: _Layer,
-        hidden: torch.Tensor,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        wanted: torch.Tensor,
-        seen: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The hidden state behind a layer, in the last one of ``wanted`` alone; queries, keys and
-        values are (B, T, heads, d), ``seen`` is a mask, None for a causal one."""
-        attended = functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=seen,
-            is_causal=seen is None,
-            scale=1.0,
-            enable_gqa=True,
-        )
-        attended = attended.transpose(1, 2).reshape(len(hidden), -1)
-        if layer is self.layers[-1]:
-            hidden, attended = hidden[wanted], attended[wanted]
-        return self.finish(layer, hidden, attended)
 
     # -- the parts of a forward pass ------------------------------------------------
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spider_worker.torch_models.padding import padded
+
 #: Of the tokens that a batch has without it, padding included, at most so many may be left with it.
 _WORTH: Final = 0.9
 
@@ -67,17 +69,10 @@ def gather(
         if which[row] == len(found):
             found.append(prefix)
     rests = [tokens[start:] for tokens, start in zip(sequences, starts, strict=True)]
-    before, behind = _padded(found), _padded(rests)
+    before, behind = padded(found), padded(rests)
     whole = len(sequences) * max(len(tokens) for tokens in sequences)
     if before.size + behind.size > _WORTH * whole:
         return None
     lengths = np.asarray([len(found[number]) for number in which], np.int64)
     made = (torch.from_numpy(array).to(device) for array in (before, lengths, which, behind))
     return Batch(*made)
-
-
-def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    for number, row in enumerate(rows):
-        padded[number, : len(row)] = row
-    return padded

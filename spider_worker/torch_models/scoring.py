@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spider_worker.tokens import Ids, TokenScores, TopK
 from spider_worker.torch_models.causal import CausalModel
+from spider_worker.torch_models.padding import padded
 from spider_worker.torch_models.prefixes import Batch, gather
 
 LOGITS: Final = 1 << 25
@@ -58,10 +59,7 @@ def preceding(
     wanted = torch.from_numpy(places).to(model.device)
     if batch is not None:
         return lean.following(batch, wanted) if lean else _following(model, batch)[wanted]
-    padded = np.zeros((len(runs), width), np.int64)
-    for row, tokens in enumerate(runs):
-        padded[row, : len(tokens)] = tokens
-    ids = torch.from_numpy(padded).to(model.device)
+    ids = torch.from_numpy(padded(runs)).to(model.device)
     return lean.hidden(ids, wanted) if lean else model.hidden(ids).flatten(0, 1)[wanted]
 
 

@@ -14,6 +14,7 @@ import torch
 
 from spider_worker.torch_models.causal import CausalModel
 from spider_worker.torch_models.lean import LeanModel
+from spider_worker.torch_models.padding import padded
 
 _LEAN: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _ROPES: Final = ("default", "linear", "llama3")  # those that do not change with the length
@@ -36,11 +37,8 @@ def begin(
     for ``room`` steps. Returns the hidden states (U, H) at the prompts' last tokens."""
     lengths = np.fromiter(map(len, prompts), np.int64)
     width = int(lengths.max())
-    padded = np.zeros((len(prompts), width), np.int64)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = prompt
     device = model.device
-    ids, ends = torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)
+    ids, ends = torch.from_numpy(padded(prompts)).to(device), torch.from_numpy(lengths).to(device)
     seen = None
     if lengths.min() < width:
         # What is padding in a prompt is a gap before the columns where all rows go on.
