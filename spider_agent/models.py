@@ -1,4 +1,4 @@
-"""``python -m spider_agent.models NAME [BASE_URL]``: what LiteLLM makes of a model's name, as JSON.
+"""``python -m spider_agent.models NAME``: what LiteLLM makes of a model's name, as JSON.
 
 ``provider`` (null: none is known), ``api_base``, ``compatible`` (whether the provider speaks
 OpenAI's protocol below that address), ``input_cost_per_token`` and ``output_cost_per_token`` in
@@ -20,14 +20,12 @@ _PACKAGES: Final = ("openhands-sdk", "openhands-tools")
 _BESIDES: Final = ("mistral", "openai", "openrouter")
 
 
-def describe(name: str, base_url: str | None) -> dict[str, Any]:
+def describe(name: str) -> dict[str, Any]:
     import litellm
 
     found: dict[str, Any] = {"provider": None, "api_base": None, "error": None}
     try:
-        _, found["provider"], _, found["api_base"] = litellm.get_llm_provider(
-            name, api_base=base_url
-        )
+        _, found["provider"], _, found["api_base"] = litellm.get_llm_provider(name)
     except litellm.exceptions.BadRequestError as error:
         found["error"] = str(error)
     known = (*litellm.openai_compatible_providers, *_BESIDES)
@@ -43,8 +41,7 @@ def describe(name: str, base_url: str | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    name, base_url = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
-    sys.stdout.write(json.dumps(describe(name, base_url)) + "\n")
+    sys.stdout.write(json.dumps(describe(sys.argv[1])) + "\n")
 
 
 if __name__ == "__main__":

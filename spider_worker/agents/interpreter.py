@@ -53,13 +53,13 @@ def library(folder: Path) -> Path:
     return folder
 
 
-async def ask_model(python: str, name: str, base_url: str | None) -> dict[str, Any]:
+async def ask_model(python: str, name: str) -> dict[str, Any]:
     """What LiteLLM makes of a model's name (see ``spider_agent.models``). Raises EngineUnavailable
     where the interpreter does not answer."""
     with tempfile.TemporaryDirectory(prefix="spider-agent-") as folder:
         code = _ASK.format(library=str(library(Path(folder))))
         process = await asyncio.create_subprocess_exec(
-            python, "-I", "-c", code, name, *([base_url] if base_url else []),
+            python, "-I", "-c", code, name,
             env={"PATH": os.defpath, "HOME": folder, **QUIET},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

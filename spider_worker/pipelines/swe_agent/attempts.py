@@ -157,8 +157,7 @@ class Attempts:
     async def _attempt(self) -> dict[str, Any]:
         """One attempt. Whatever goes wrong with the place is an end like others; what was heard
         until then is kept."""
-        heard, patch = Heard(), None
-        self._heard = heard
+        self._heard, patch = Heard(), None
         try:
             async with self._workspace.open(self._task) as box:
                 await prepare(box, self._task)

@@ -46,7 +46,7 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
     job = ctx.job
     python = agent_python(settings.agent_python)
     if job.llm_base_url is not None:
-        found = await ask_model(python, job.llm_model, None)
+        found = await ask_model(python, job.llm_model)
         name = job.llm_model
         for prefix in _PROTOCOLS:
             name = name.removeprefix(prefix)
@@ -55,7 +55,7 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
         endpoint = Endpoint(f"openai/{name}", job.llm_base_url, key, True, _prices(job, found))
         return _capped(job, _versioned(endpoint, found))
     _check_served(job.llm_model.split("/")[0], job.llm_model)
-    found = await ask_model(python, job.llm_model, None)
+    found = await ask_model(python, job.llm_model)
     provider = found["provider"]
     if provider is None:
         raise FatalJobError(

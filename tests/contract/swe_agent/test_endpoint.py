@@ -36,7 +36,7 @@ NAMES = (
 _ASK = """
 import json, sys
 from spider_agent.models import describe
-print(json.dumps({name: describe(name, None) for name in sys.argv[1:]}))
+print(json.dumps({name: describe(name) for name in sys.argv[1:]}))
 """
 
 
@@ -56,7 +56,7 @@ def answers(python: str) -> Mapping[str, Any]:
 
 @pytest.fixture(autouse=True)
 def asked(answers: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ask(_python: str, name: str, _base_url: str | None) -> Any:
+    async def ask(_python: str, name: str) -> Any:
         return answers[name]
 
     monkeypatch.setattr(module, "ask_model", ask)
