@@ -52,7 +52,7 @@ def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
         command = ["docker", "create", "--name", f"spider-{owner}", "--label", f"{LABEL}={owner}"]
         subprocess.run([*command, "--network", "none", IMAGE, "infinity"], check=True)
     owners = warm.state / "swe-agent" / "owners"
-    owners.mkdir(parents=True)
+    owners.mkdir(parents=True, exist_ok=True)  # another job of this worker may have come first
     (owners / "dead").touch()
 
     job = ImageJob(folder, warm, [repo], python, {"calc": mending(repo)})
