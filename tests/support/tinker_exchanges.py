@@ -7,9 +7,10 @@ An exchange, as ``tests/support/tinker_exchanges.json`` has them::
 
 ``body`` is the part of the request's that matters (``"*"`` is any value), ``status`` 200 where
 none is given; ``location`` redirects. With ``later`` the request is answered by a promise, and
-``answer`` is what it comes to. ``$URL`` in an answer is this server. Each exchange happens once, in
-any order; what has none is answered by 404 and noted in ``problems``. Health, heartbeats, telemetry
-and feature flags need no exchange.
+``answer`` is what it comes to. ``$URL`` in an answer is this server. Each exchange happens once, or
+not at all where it is ``optional`` (some versions of the SDK ask more than others), in any order;
+what has none is answered by 404 and noted in ``problems``. Health, heartbeats, telemetry and feature
+flags need no exchange.
 
 Versions of the SDK from 0.25 on send some requests as protobuf and want some answers so; they are
 put into words, and back, with the SDK's own messages.
@@ -105,8 +106,8 @@ class TinkerExchanges:
 
     @property
     def left(self) -> list[str]:
-        """The requests that nobody has made."""
-        return [exchange["request"] for exchange in self._left]
+        """The requests that nobody has made, and that were to be made."""
+        return [one["request"] for one in self._left if not one.get("optional")]
 
     def _serve(self, handler: http.server.BaseHTTPRequestHandler, raw: bytes) -> None:
         path = handler.path.partition("?")[0]

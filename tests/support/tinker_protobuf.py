@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 _NO_LOGPROB = -99999.0
+_LENGTH = 4  # the field's number
 
 
 def pass_in_words(raw: bytes) -> tuple[str, dict[str, Any]]:
@@ -90,7 +91,9 @@ def _write_topk(message: Any, rows: Sequence[Any]) -> None:
         for place, (token, logprob) in enumerate(row or ()):
             ids[number, place], logprobs[number, place] = token, logprob
     message.token_ids, message.logprobs = ids.tobytes(), logprobs.tobytes()
-    message.k, message.length = k, len(rows)
+    message.k = k
+    # ``prompt_length`` until it was called ``length``.
+    setattr(message, message.DESCRIPTOR.fields_by_number[_LENGTH].name, len(rows))
 
 
 def _tensor_in_words(messages: Any, tensor: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ server are skipped. One server serves a whole session of pytest, over the model 
 
 from __future__ import annotations
 
-__all__ = ["ServerProcess", "TinkerServer", "make_served_model", "tinker_server"]
+__all__ = ["SERVER", "ServerProcess", "TinkerServer", "make_served_model", "tinker_server"]
 
 import contextlib
 import dataclasses
@@ -28,6 +28,8 @@ import pytest
 
 from tests.support.tiny_model import make_tiny_model
 
+SERVER = os.environ.get("SPIDER_TINKER_SERVER", "0.16")
+"""Which: by the version of the SDK that it speaks with."""
 _ROOT = Path(__file__).parents[2]
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 _MAX_RANK = 16
@@ -78,7 +80,7 @@ _INSTALLATIONS = {
 
 
 def _installation() -> _Installation:
-    return _INSTALLATIONS[os.environ.get("SPIDER_TINKER_SERVER", "0.16")]
+    return _INSTALLATIONS[SERVER]
 
 
 class TinkerServer:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +25,21 @@ log = logging.getLogger(__name__)
 
 class Checkpoints:
     """Of the adapter behind ``client``, the SDK's TrainingClient, which is of rank ``rank`` on
-    ``base_model``. The last two states are kept and those before deleted, where the service deletes
-    at all: the last may not have been committed yet."""
+    ``base_model``. ``renew`` gives the client of an adapter that nothing has been asked of, in this
+    one's place: services load into no other. The last two states are kept and those before deleted,
+    where the service deletes at all: the last may not have been committed yet."""
 
-    def __init__(self, service: TinkerService, client: Any, base_model: str, rank: int) -> None:
+    def __init__(
+        self,
+        service: TinkerService,
+        client: Any,
+        base_model: str,
+        rank: int,
+        renew: Callable[[], Awaitable[Any]],
+    ) -> None:
         self._service, self._client = service, client
         self._base_model, self._rank = base_model, rank
+        self._renew = renew
         self._states: list[str] = []
 
     async def save(self, step: int) -> dict[str, Any]:
@@ -145,6 +154,7 @@ class Checkpoints:
             )
 
     async def _load(self, path: str, method: str) -> None:
+        self._client = await self._renew()
         try:
             await self._service.call(f"loading {path}", self._client, method, path)
         except Refusal as error:
@@ -154,14 +164,14 @@ class Checkpoints:
 
     async def _archive_url(self, path: str) -> str:
         """Where the archive of sampler weights is. Servers differ in whether their kind is part
-        of a checkpoint's name."""
+        of a checkpoint's name; to some the longer name is one that can only be deleted."""
         run, _, name = path.removeprefix(_PATH).partition("/")
         name = name.rpartition("/")[2]
         what, method = "asking for the adapter's archive", "get_checkpoint_archive_url"
         try:
             found = await self._ask(what, method, run, f"sampler_weights/{name}")
         except Refusal as error:
-            if error.status != 404:
+            if error.status not in (404, 405):
                 raise
             found = await self._ask(what, method, run, name)
         return str(found.url)

@@ -99,7 +99,7 @@ class TinkerTrainer:
         reduction = self._parameters.get("loss_reduction")
         self._habits = await find_habits(service, client, reduction)
         self._passes = Passes(service, client, self._habits)
-        self._checkpoints = Checkpoints(service, client, self._name, self._rank)
+        self._checkpoints = Checkpoints(service, client, self._name, self._rank, self._renew)
 
     async def forward(self, data: Sequence[Datum]) -> list[NDArray[np.float32]]:
         passes, _ = self._started()
@@ -205,6 +205,14 @@ class TinkerTrainer:
     def _new_version(self) -> None:
         self._version += 1
         self._engine = None
+
+    async def _renew(self) -> Any:
+        """A fresh adapter in place of the one there is."""
+        await self._unload(self._client)
+        self._client = await self._make_adapter()
+        self._passes = Passes(self._service, self._client, self._habits)
+        self._waiting, self._spoilt = False, None
+        return self._client
 
     async def _make_adapter(self) -> Any:
         trained = {

@@ -25,7 +25,7 @@ from spider_worker.trainers.base import AdamParams, Loss
 from spider_worker.trainers.tinker import TinkerTrainer
 from tests.contract.tinker.conftest import Run
 from tests.support.tinker_exchanges import TinkerExchanges, load_exchanges
-from tests.support.tinker_server import ServerProcess, TinkerServer, make_served_model
+from tests.support.tinker_server import SERVER, ServerProcess, TinkerServer, make_served_model
 from tests.support.training import PROMPTS, datum
 
 DATA = [datum(PROMPTS[0], (8, 17, 44), (-5.0, -6.0, -7.0), (1.0, -0.5, 0.25))]
@@ -63,14 +63,20 @@ def test_a_model_that_the_server_has_not_is_named(
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("logprobs", "advantages"),
     [
         ((-5.0, -6.0, -7.0), (1.0, np.nan, 0.25)),  # cannot be sent
-        ((-5.0, -200.0, -7.0), (1.0, 0.5, 0.25)),  # the server cannot say what came of it
+        pytest.param(  # the server cannot say what came of it
+            (-5.0, -200.0, -7.0),
+            (1.0, 0.5, 0.25),
+            marks=pytest.mark.skipif(
+                SERVER == "0.25", reason="that server gives the next adapter the spoilt gradient"
+            ),
+        ),
     ],
 )
 def test_a_loss_that_is_no_number_stops_the_step_and_leaves_the_weights(
-    tinker_server: TinkerServer, run: Run[Any], values: Any
+    tinker_server: TinkerServer, run: Run[Any], logprobs: Any, advantages: Any
 ) -> None:
     async def scenario() -> None:
         trainer = trainer_of(tinker_server)
@@ -79,7 +85,7 @@ def test_a_loss_that_is_no_number_stops_the_step_and_leaves_the_weights(
             await trainer.forward_backward(DATA, Loss())
             await trainer.optim_step(ADAM)
             before = await trainer.forward(DATA)
-            spoilt = datum(PROMPTS[0], (8, 17, 44), *values)
+            spoilt = datum(PROMPTS[0], (8, 17, 44), logprobs, advantages)
             output = await trainer.forward_backward([spoilt], Loss())
             assert not np.isfinite(output.loss)
             for _ in range(2):
