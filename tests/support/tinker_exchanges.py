@@ -9,8 +9,8 @@ An exchange, as ``tests/support/tinker_exchanges.json`` has them::
 none is given; ``location`` redirects. With ``later`` the request is answered by a promise, and
 ``answer`` is what it comes to. ``$URL`` in an answer is this server. Each exchange happens once, or
 not at all where it is ``optional`` (some versions of the SDK ask more than others), in any order;
-what has none is answered by 404 and noted in ``problems``. Health, heartbeats, telemetry and feature
-flags need no exchange.
+what has none is answered by 404 and noted in ``problems``. Health, heartbeats, telemetry and
+feature flags need no exchange.
 
 Versions of the SDK from 0.25 on send some requests as protobuf and want some answers so; they are
 put into words, and back, with the SDK's own messages.
