@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract.tinker.conftest import Run
-from tests.support.tinker_parity import compare
+from tests.support.tinker_parity import STEPS, compare
 from tests.support.tinker_server import TinkerServer
 
 
@@ -16,7 +16,7 @@ def test_losses_and_logprobs_are_the_local_trainers(
     tinker_server: TinkerServer, run: Run[Any], loss: str
 ) -> None:
     (found,) = run(compare(tinker_server.model, tinker_server.url, [loss])).values()
-    assert found.steps == 3
+    assert found.steps == STEPS
     assert found.tokens > 50
     assert found.loss < 1e-3
     assert found.logprobs < 1e-3
