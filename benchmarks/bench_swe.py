@@ -54,6 +54,7 @@ class Size:
     scaling_turns: int = 4
     scaling_workers: int = 4
     scaling_latency: float = 1.0
+    scaling_rounds: int = 3
     starts: int = 20
     timeouts: int = 5
 
@@ -111,29 +112,34 @@ def overhead(jobs: Jobs, size: Size) -> list[Figure]:
 
 
 def scaling(jobs: Jobs, size: Size) -> list[Figure]:
-    """One instance at a time, over several."""
+    """One instance at a time, whose time is steady, over several, whose time is not."""
     instances, turns, workers = size.scaling_instances, size.scaling_turns, size.scaling_workers
     rows = jobs.rows(instances, lambda _: "ours")
     parts = _parts(jobs, instances, turns)
     with spawn_model(jobs.folder, parts, latency=size.scaling_latency) as url:
-        alone, several = (jobs.run(rows, url, workers=number) for number in (1, workers))
-        bare = [
+        alone = jobs.run(rows, url, workers=1)
+        several = [jobs.run(rows, url, workers=workers) for _ in range(size.scaling_rounds)]
+        bare_alone, *bare_several = (
             _run_bare(jobs, Size(instances=instances, turns=turns, workers=number), url)["seconds"]
-            for number in (1, workers)
-        ]
-    for ran in (alone, several):
+            for number in (1, *(size.scaling_rounds * [workers]))
+        )
+    for ran in (alone, *several):
         _expect_work(ran, turns)
     name = (
         f"agents, {instances} instances of {turns} turns of {size.scaling_latency:g} s: "
-        f"num_workers {workers} over 1, times faster"
+        f"num_workers {workers} over 1, times faster, median of {size.scaling_rounds}"
     )
+    seconds = [ran.seconds for ran in several]
     detail = {
-        "seconds": {"alone": alone.seconds, "several": several.seconds, "bare": bare},
-        "phases": {"alone": alone.medians(), "several": several.medians()},
+        "seconds": {"alone": alone.seconds, "several": seconds},
+        "bare_seconds": {"alone": bare_alone, "several": bare_several},
+        "phases": {"alone": alone.medians(), "several": several[-1].medians()},
     }
+    ratio = alone.seconds / statistics.median(seconds)
+    bare_ratio = bare_alone / statistics.median(bare_several)
     return [
-        Figure(name, alone.seconds / several.seconds, 3.5, detail=detail),
-        Figure("  the bare loop's, on these cores", bare[0] / bare[1]),
+        Figure(name, ratio, 3.5, detail=detail),
+        Figure("  the bare loop's, on these cores", bare_ratio),
     ]
 
 

@@ -15,7 +15,7 @@ there is a plan, the first process of a namespace; and the agent.
 
 from __future__ import annotations
 
-__all__ = ["LATER", "import_later", "main"]
+__all__ = ["IMPORTS_ONLY", "LATER", "main", "warm_up"]
 
 import array
 import contextlib
@@ -43,6 +43,9 @@ LATER: Final = (
     "litellm.llms.openai.chat.gpt_audio_transformation", "litellm.llms.openai_like.dynamic_config",
     "litellm.llms.vertex_ai.vertex_ai_partner_models.anthropic.transformation",
 )  # fmt: skip
+#: Of the environment, what is read on import alone. An agent's shell has no use for it, and is
+#: told each variable by a process of its own.
+IMPORTS_ONLY: Final = ("OPENHANDS_SUPPRESS_BANNER", "LITELLM_LOCAL_MODEL_COST_MAP", "LOG_LEVEL")
 _PACKET: Final = 1 << 16
 
 
@@ -212,19 +215,48 @@ def _agent(proxy: str | None, descriptors: list[int]) -> None:
     sys.stdout.flush()
 
 
-def import_later() -> None:
-    """Import what the SDK's libraries put off until the first call of a model, which in a fork is
-    every episode's first: half of the processor's time that one of ten turns takes."""
+def warm_up() -> None:
+    """Do what the SDK's libraries put off until the first call of a model, which in a fork is every
+    episode's first: imports above all, half of the processor's time that one of ten turns takes."""
     for name in LATER:
         with contextlib.suppress(ModuleNotFoundError):  # in other versions; it is imported later
             importlib.import_module(name)
+    from litellm.types import utils as litellm_types
+    from openai.types.chat import chat_completion, chat_completion_message
+    from openhands.sdk.tool.builtins import FinishTool, ThinkTool
+    from openhands.tools.file_editor import FileEditorAction, FileEditorTool
+    from openhands.tools.task_tracker import TaskTrackerAction, TaskTrackerTool
+    from openhands.tools.terminal import TerminalAction, TerminalTool
+
+    # An answer's types, which are completed when the first of their values is made.
+    for model in (
+        litellm_types.Function, litellm_types.ChatCompletionMessageToolCall,
+        litellm_types.Message, litellm_types.Choices, litellm_types.Usage,
+        litellm_types.ModelResponse, chat_completion_message.ChatCompletionMessage,
+        chat_completion.Choice, chat_completion.ChatCompletion,
+    ):  # fmt: skip
+        model.model_rebuild()
+    tools = (
+        (FileEditorTool, FileEditorAction),
+        (TaskTrackerTool, TaskTrackerAction),
+        (TerminalTool, TerminalAction),
+    )
+    # The types that a model fills in are made once, with the first description.
+    for tool, action in tools:
+        definition = tool(action_type=action, observation_type=None, description="")
+        definition.to_openai_tool(add_security_risk_prediction=True)
+    for builtin in (FinishTool, ThinkTool):
+        for definition in builtin.create():
+            definition.to_openai_tool(add_security_risk_prediction=True)
 
 
 def main() -> None:
     from spider_agent import episode
 
     del episode  # imported for those that come after
-    import_later()
+    warm_up()
+    for name in IMPORTS_ONLY:
+        os.environ.pop(name, None)
     control = socket.socket(fileno=int(sys.argv[1]))
     if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
         raise SystemExit("spider_agent: a thread was started on import; no process can be forked")

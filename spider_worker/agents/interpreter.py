@@ -17,8 +17,13 @@ from typing import Any, Final
 from spider_sdk.errors import EngineUnavailable
 
 HELP: Final = "`make agent` makes an environment for it; SPIDER_AGENT_PYTHON names another"
-#: What the SDK and what it uses read: no banner, and no prices from the network.
-QUIET: Final = {"OPENHANDS_SUPPRESS_BANNER": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+#: What the SDK and what it uses read: no banner, no prices from the network, and of its steps only
+#: what went wrong. They are told as events, and drawn as a table on a terminal besides.
+QUIET: Final = {
+    "OPENHANDS_SUPPRESS_BANNER": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LOG_LEVEL": "WARNING",
+}
 _ASK_SECONDS: Final = 180.0
 _ASK: Final = (
     "import sys; sys.path.insert(0, {library!r}); from spider_agent.models import main; main()"

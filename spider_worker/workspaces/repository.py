@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ["PATCH_BYTES", "UnusablePatch", "prepare", "take_patch"]
 
 import asyncio
+import contextlib
 import shlex
 import tarfile
 from pathlib import Path
@@ -158,11 +159,13 @@ async def prepare(
     *,
     timeout: float = 1800.0,  # noqa: ASYNC109
     network: bool = False,
+    turn: contextlib.AbstractAsyncContextManager[object] | None = None,
 ) -> str:
     """Make a fresh box ready for an agent, or for a judge: the task's bug patch applied, its set-up
     commands run, and its repository one commit, whose name is returned. The same task gives the
     same commit. ``timeout`` is in seconds for each step; ``network`` is what the set-up commands
-    have.
+    have. ``turn`` is held while git works, which takes all of a core, and not during those; it can
+    be entered again. None: there is nobody to wait for.
 
     Raises WorkspaceError where the bug patch does not apply or changes nothing, or a set-up
     command fails.
@@ -172,18 +175,21 @@ async def prepare(
     if task.bug_patch and not task.bug_patch.strip():
         raise WorkspaceError(f"{task.instance_id}: the bug patch is blank")
     archive = box.vault / "base.tar"
+    turn = turn or contextlib.nullcontext()
     if task.setup_cmds:
-        done = await box.run(
-            ["sh", "-c", _START + _BREAK], timeout=timeout, stdin=patch, env=ENVIRONMENT
-        )
+        async with turn:
+            done = await box.run(
+                ["sh", "-c", _START + _BREAK], timeout=timeout, stdin=patch, env=ENVIRONMENT
+            )
         _expect(done, task, "putting the fault in")
         for command in task.setup_cmds:
             done = await box.run(["sh", "-c", command], timeout=timeout, network=network)
             _expect(done, task, f"the set-up command {command!r}")
     script = _START + (_FORGET if task.setup_cmds else _BREAK + _FORGET)
-    done = await box.run(
-        ["sh", "-c", script], timeout=timeout, stdin=patch, env=ENVIRONMENT, stdout=archive
-    )
+    async with turn:
+        done = await box.run(
+            ["sh", "-c", script], timeout=timeout, stdin=patch, env=ENVIRONMENT, stdout=archive
+        )
     _expect(done, task, "preparing the repository")
     await asyncio.to_thread(_unpack, archive, box.vault / "base.git")
     return _commit(box)

@@ -72,6 +72,7 @@ class Attempts:
         past: Past,
         metadata: Mapping[str, Any],
         transcript: Transcript,
+        turn: asyncio.Semaphore,
         report: Callable[[Spent], None],
     ) -> None:
         self._ctx = ctx
@@ -83,6 +84,7 @@ class Attempts:
         self._journal = journal
         self._metadata = metadata
         self._transcript = transcript
+        self._turn = turn
         self._report = report
         self.records: list[dict[str, Any]] = list(past.records)
         self.number = past.attempt
@@ -160,7 +162,7 @@ class Attempts:
         self._heard, patch = Heard(), None
         try:
             async with self._workspace.open(self._task) as box:
-                await prepare(box, self._task)
+                await prepare(box, self._task, turn=self._turn)
                 await self._episode(box)
                 patch = await self._take(box)
         except WorkspaceError as error:

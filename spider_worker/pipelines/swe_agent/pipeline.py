@@ -8,6 +8,7 @@ import asyncio
 import datetime
 import importlib.metadata
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +62,10 @@ class SweAgentPipeline:
         self._live = 0
         self._waiting: list[UnitCtx] = []
         self._silence = Silence(job.llm_model)
+        # Boxes of instances that begin together are made one after another, as many at a time as
+        # there are cores: the first agents begin sooner, the last no later, and none of them
+        # thinks and works in step with all the others.
+        self._turn = asyncio.Semaphore(len(os.sched_getaffinity(0)))
 
     async def plan(self, ctx: Ctx) -> Plan:
         """Raises FatalJobError and its kin for whatever would fail later: the model's name, its
@@ -172,6 +177,7 @@ class SweAgentPipeline:
                 past=past,
                 metadata=await self._metadata(ctx, endpoint.versions),
                 transcript=transcript,
+                turn=self._turn,
                 report=lambda spent: ctx.progress(
                     _spending(spent),
                     {

@@ -16,6 +16,7 @@ import pytest
 
 from spider_worker.agents import episode
 from spider_worker.agents.episode import Heard
+from spider_worker.agents.interpreter import QUIET
 from spider_worker.agents.pids import can_bound, pids_group
 from spider_worker.agents.pool import AgentPool
 from tests.contract.agents.conftest import PRICE, Stage
@@ -234,6 +235,7 @@ def test_it_sees_nothing_of_the_workers_environment(stage: Stage, canary: str) -
     assert "PATH=" in everyones
     assert canary not in own
     assert "the-real-key" not in own
+    assert not [name for name in QUIET if name in own]
     if stage.pool.confined:
         assert canary not in everyones
         assert "the-real-key" not in everyones

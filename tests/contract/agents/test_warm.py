@@ -15,22 +15,29 @@ import os, sys, tempfile
 sys.path.insert(0, {library!r})
 import spider_agent.episode
 from spider_agent.lines import LineWriter, Request
-from spider_agent.zygote import LATER, import_later
-import_later()
+from spider_agent.zygote import LATER, warm_up
+warm_up()
 import json
 missing = [name for name in LATER if name not in sys.modules]
 threads = len(os.listdir("/proc/self/task"))
 before = set(sys.modules)
+from pydantic import BaseModel
+made = []
+complete = BaseModel.model_rebuild.__func__
+def rebuild(cls, **options):
+    made.append(cls.__name__)
+    return complete(cls, **options)
+BaseModel.model_rebuild = classmethod(rebuild)
 folder = tempfile.mkdtemp()
 llm = {{"model": "openai/scripted", "base_url": {url!r}, "api_key": "none"}}
 request = Request("Do it. [[part:play]]", folder, folder + "/.state", llm, max_iterations=5)
 spider_agent.episode.run_episode(request, LineWriter(open(os.devnull, "w")))
-print(json.dumps([missing, threads, sorted(set(sys.modules) - before)]), flush=True)
+print(json.dumps([missing, threads, sorted(set(sys.modules) - before), made]), flush=True)
 os._exit(0)
 """
 
 
-def test_an_episode_imports_next_to_nothing(python: str, tmp_path: Path) -> None:
+def test_an_episode_imports_and_completes_next_to_nothing(python: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     env = {**QUIET, **places, "PATH": os.environ["PATH"]}
@@ -39,7 +46,8 @@ def test_an_episode_imports_next_to_nothing(python: str, tmp_path: Path) -> None
         script = SCRIPT.format(library=str(library(tmp_path / "lib")), url=model.base_url)
         done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, env=env)
         assert len(model.requests) >= 2, done.stderr
-    missing, threads, later = json.loads(done.stdout.splitlines()[-1])
+    missing, threads, later, made = json.loads(done.stdout.splitlines()[-1])
     assert missing == []  # names that the pinned libraries do not have any more
     assert threads == 1  # or nothing could be forked
     assert len(later) < 20, later  # there are three hundred without
+    assert made == []  # types that are only completed when they are needed

@@ -366,6 +366,31 @@ def test_line_ends_that_were_never_normalised_are_no_change(tmp_path: Path) -> N
     asyncio.run(run())
 
 
+def test_git_waits_for_its_turn_and_a_set_up_command_keeps_nobody_waiting(tmp_path: Path) -> None:
+    waits = "touch ../begun; until [ -e ../go ]; do sleep 0.01; done"
+    quick = bare_task(tmp_path / "origin")
+    slow = dataclasses.replace(quick, setup_cmds=(waits,))
+    place = workspace("local", tmp_path / "boxes")
+
+    async def run() -> None:
+        turn = asyncio.Semaphore(1)
+        async with place.open(slow) as first, place.open(quick) as second:
+            folder = Path(first.path).parent
+            async with turn:
+                slowly = asyncio.create_task(prepare(first, slow, turn=turn))
+                done, _ = await asyncio.wait([slowly], timeout=0.5)
+                assert not done
+                assert not (folder / "begun").exists()
+            while not (folder / "begun").exists():  # noqa: ASYNC110 - another process makes it
+                await asyncio.sleep(0.01)
+            await asyncio.wait_for(prepare(second, quick, turn=turn), 60)
+            (folder / "go").touch()
+            await slowly
+            assert not turn.locked()
+
+    asyncio.run(run())
+
+
 def test_odd_files_and_attributes_do_not_stop_it(tmp_path: Path) -> None:
     async def use(box: Box) -> None:
         await sh(
