@@ -25,6 +25,7 @@ from spider_worker.settings import WorkerSettings
 from spider_worker.trajectories.layout import METADATA
 from spider_worker.trajectories.metadata import read_metadata
 from spider_worker.trajectories.output_file import read_index
+from spider_worker.workspaces.docker_owner import sweep_abandoned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +94,13 @@ def judge(state: State, output: Path, how: Settings, *, reruns: int, force: bool
     if not instances:
         raise UsageError(f"{output} holds no records")
     tasks = find_tasks(how.dataset, how.split, instances)
-    checks = output.parent / FOLDER / "gold-checks"
+    ours = output.parent / FOLDER
+    owners = ours / "owners"
     with tempfile.TemporaryDirectory(prefix="spider-evaluate-") as folder:
-        workspace = open_workspace(how.workspace, Path(folder), allow_local=how.allow_local)
+        root = Path(folder)
+        if how.workspace == "docker":
+            asyncio.run(sweep_abandoned(owners, root))
+        workspace = open_workspace(how.workspace, root, owners=owners, allow_local=how.allow_local)
         work = evaluate_file(
             output,
             tasks,
@@ -103,7 +108,7 @@ def judge(state: State, output: Path, how: Settings, *, reruns: int, force: bool
             num_workers=how.num_workers,
             timeout=how.timeout,
             reruns=reruns,
-            cache=checks,
+            cache=ours / "gold-checks",
             force=force,
             on_result=lambda judged: _say(state, judged),
         )

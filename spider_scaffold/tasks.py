@@ -19,6 +19,7 @@ from spider_worker.trajectories.layout import is_local
 from spider_worker.workspaces.base import Workspace
 from spider_worker.workspaces.bwrap import BwrapWorkspace
 from spider_worker.workspaces.docker import DockerWorkspace
+from spider_worker.workspaces.docker_owner import claim_owner
 from spider_worker.workspaces.local import LocalWorkspace
 
 #: Where a row was changed on its way to a server: the reference is no file here.
@@ -84,11 +85,13 @@ def _hub_rows(dataset: str, split: str) -> list[Mapping[str, Any]]:
         source.close()
 
 
-def open_workspace(kind: str, root: Path, *, allow_local: bool) -> Workspace:
-    """Boxes of that kind under ``root``. Raises UsageError for a kind that there is not."""
+def open_workspace(kind: str, root: Path, *, owners: Path, allow_local: bool) -> Workspace:
+    """Boxes of that kind under ``root``. ``owners`` is a folder that outlives the process: by it
+    the next one knows the containers of one that was killed. Raises UsageError for a kind that
+    there is not."""
     match kind:
         case "docker":
-            return DockerWorkspace(root)
+            return DockerWorkspace(root, owner=claim_owner(owners))
         case "bwrap":
             return BwrapWorkspace(root, allow_private=True)
         case "local":

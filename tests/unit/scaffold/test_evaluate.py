@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from spider_scaffold.cli import run
+from spider_scaffold.jobfile import FOLDER
 from spider_scaffold.judging import Settings, verdict
 from spider_scaffold.report import summary
 from spider_scaffold.tasks import find_tasks, open_workspace
 from spider_sdk.errors import UsageError
 from spider_worker.evaluation.verdict import Group, Report
 from spider_worker.trajectories.output_file import append, read, read_index
+from spider_worker.workspaces.docker import LABEL
+from tests.support.fake_docker import running_engine
 from tests.support.trajectories import record, write_run
 
 Capture = pytest.CaptureFixture[str]
@@ -146,9 +150,31 @@ def test_only_the_tasks_that_are_asked_for_are_read(tmp_path: Path) -> None:
 
 def test_workspaces(tmp_path: Path) -> None:
     for kind in ("docker", "bwrap", "local"):
-        assert open_workspace(kind, tmp_path, allow_local=True).kind == kind
+        box = open_workspace(kind, tmp_path, owners=tmp_path / "owners", allow_local=True)
+        assert box.kind == kind
     with pytest.raises(UsageError, match="not 'cloud'"):
-        open_workspace("cloud", tmp_path, allow_local=True)
+        open_workspace("cloud", tmp_path, owners=tmp_path / "owners", allow_local=True)
+
+
+def test_containers_of_an_evaluation_that_was_killed_are_swept(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    row = {"instance_id": "z", "repo": "r", "patch": "", "problem_statement": "p",
+           "FAIL_TO_PASS": [], "PASS_TO_PASS": [], "image_name": "an/image"}  # fmt: skip
+    tasks.write_text(json.dumps(row) + "\n")
+    with running_engine(tmp_path, monkeypatch) as engine:
+        engine.image("an/image")
+        for owner in ("dead", "elsewhere"):
+            command = ["docker", "create", "--name", owner, "--label", f"{LABEL}={owner}"]
+            subprocess.run([*command, "--network", "none", "an/image", "infinity"], check=True)
+        owners = output.parent / FOLDER / "owners"
+        owners.mkdir(parents=True)
+        (owners / "dead").touch()
+        given = ["--dataset", str(tasks), "--workspace", "docker"]
+        assert run(["evaluate", "--input", str(output), *given]) == 0
+        assert [path.name for path in engine.containers()] == ["elsewhere"]
+    assert "dead" not in [path.name for path in owners.iterdir()]
 
 
 def test_local_boxes_have_to_be_asked_for_in_so_many_words(
