@@ -30,6 +30,7 @@ from openhands.sdk.llm.exceptions import (
 )
 from openhands.tools.preset.default import get_default_tools
 from openhands.tools.terminal import TerminalAction, TerminalTool
+from openhands.tools.terminal.terminal import terminal_session
 from pydantic import SecretStr
 
 from spider_agent.lines import LineWriter, Request
@@ -41,8 +42,13 @@ _LIMITS: Final = {"MaxIterationsReached": "max_iterations", "MaxBudgetReached": 
 _REFUSALS: Final = frozenset({400, 404, 422})
 #: Packages whose errors are the model's service's, and not the agent's.
 _SERVICES: Final = ("litellm", "openai")
+#: Seconds between two looks whether a command has ended. The SDK's half a second is what most
+#: commands of an agent take, and they take it whole.
+_POLL_SECONDS: Final = 0.2
 _PROBES: Final = 5
 _PROBE_SECONDS: Final = 5.0
+
+terminal_session.POLL_INTERVAL = _POLL_SECONDS
 
 
 def run_episode(request: Request, out: LineWriter) -> None:

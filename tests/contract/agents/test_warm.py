@@ -13,6 +13,8 @@ from tests.support.agent_model import running_model
 SCRIPT = """
 import os, sys, tempfile
 sys.path.insert(0, {library!r})
+from openhands.tools.terminal.terminal import terminal_session
+polled = terminal_session.POLL_INTERVAL
 import spider_agent.episode
 from spider_agent.lines import LineWriter, Request
 from spider_agent.zygote import LATER, warm_up
@@ -32,7 +34,9 @@ folder = tempfile.mkdtemp()
 llm = {{"model": "openai/scripted", "base_url": {url!r}, "api_key": "none"}}
 request = Request("Do it. [[part:play]]", folder, folder + "/.state", llm, max_iterations=5)
 spider_agent.episode.run_episode(request, LineWriter(open(os.devnull, "w")))
-print(json.dumps([missing, threads, sorted(set(sys.modules) - before), made]), flush=True)
+polled = [polled, terminal_session.POLL_INTERVAL]
+later = sorted(set(sys.modules) - before)
+print(json.dumps([missing, threads, later, made, polled]), flush=True)
 os._exit(0)
 """
 
@@ -46,8 +50,9 @@ def test_an_episode_imports_and_completes_next_to_nothing(python: str, tmp_path:
         script = SCRIPT.format(library=str(library(tmp_path / "lib")), url=model.base_url)
         done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, env=env)
         assert len(model.requests) >= 2, done.stderr
-    missing, threads, later, made = json.loads(done.stdout.splitlines()[-1])
+    missing, threads, later, made, (theirs, ours) = json.loads(done.stdout.splitlines()[-1])
     assert missing == []  # names that the pinned libraries do not have any more
     assert threads == 1  # or nothing could be forked
     assert len(later) < 20, later  # there are three hundred without
+    assert theirs > ours > 0  # seconds; the name is the SDK's, and may go
     assert made == []  # types that are only completed when they are needed
