@@ -24,6 +24,7 @@
     └── PipelineError            raised by pipelines, engines, sources and sinks
         ├── FatalJobError        no retry can help: the job fails now, with this message
         │   ├── AuthError        an endpoint or the Hub refused the credentials
+        │   ├── Diverged         training has ruined the student's weights
         │   ├── EngineUnavailable  package, device or model missing on this worker
         │   └── NotSupported     an option that this version cannot honour, by name
         ├── RowError             one row went wrong; recorded as an error row
@@ -42,6 +43,7 @@ __all__ = [
     "AuthError",
     "ConfigError",
     "Conflict",
+    "Diverged",
     "EngineUnavailable",
     "FatalJobError",
     "FleetError",
@@ -80,7 +82,8 @@ class SpiderError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self.args[0])
+        """What it says, with the notes that were added to it since."""
+        return "; ".join((str(self.args[0]), *getattr(self, "__notes__", ())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +201,10 @@ class PipelineError(SpiderError):
 
 class FatalJobError(PipelineError):
     """The job cannot succeed as it stands."""
+
+
+class Diverged(FatalJobError):
+    """What a student answers with its present weights is no number: training has ruined them."""
 
 
 class AuthError(FatalJobError):

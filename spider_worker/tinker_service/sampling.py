@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spider_sdk.errors import EngineUnavailable, RowError
+from spider_sdk.errors import Diverged, EngineUnavailable, RowError
 from spider_worker.tinker_service.errors import Refusal
 from spider_worker.tinker_service.service import TinkerService
 from spider_worker.tokens import (
@@ -158,6 +158,11 @@ class ServiceSampler:
                 f"{self._service.name} returns no log-probability for each token that it samples;"
                 " training needs them"
             )
+        if np.isnan(drawn := np.asarray(logprobs, np.float32)).any():
+            raise Diverged(
+                f"samples of {self._service.name} have log-probabilities that are no numbers:"
+                " training has diverged. Lower learning_rate, or set advantage_clip"
+            )
         stopped = sequence.stop_reason == "stop"
         if stopped and (not tokens or tokens[-1] not in stop):
             raise EngineUnavailable(
@@ -165,9 +170,7 @@ class ServiceSampler:
                 f" not asked to stop at (asked: {list(stop)}; the last: {list(tokens[-1:])}): the"
                 " student could not be taught to stop"
             )
-        return SampledTokens(
-            tokens, np.asarray(logprobs, np.float32), "stop" if stopped else "length"
-        )
+        return SampledTokens(tokens, drawn, "stop" if stopped else "length")
 
 
 def _shifted(values: Sequence[float | None], count: int) -> NDArray[np.float32]:

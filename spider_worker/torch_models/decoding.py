@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spider_sdk.errors import FatalJobError
+from spider_sdk.errors import Diverged
 from spider_worker.tokens import SampledTokens, SampleParams
 from spider_worker.torch_models.causal import CausalModel
 from spider_worker.torch_models.drawing import draw
@@ -45,7 +45,7 @@ def decode(
     theirs. Prompts of several lengths only where ``model.takes_masks``. ``abandoned`` is asked
     before each token whether nobody waits any more; what was drawn until then is returned.
 
-    Raises FatalJobError where the model's logits are not finite.
+    Raises Diverged where the model's logits are not finite.
     """
     batch = _Batch(model, rows, params)
     while batch.draw() and not abandoned():
@@ -112,11 +112,11 @@ class _Batch:
         self._logits = self._model.logits(hidden)
 
     def samples(self) -> list[SampledTokens]:
-        """Raises FatalJobError where a log-probability is no number."""
+        """Raises Diverged where a log-probability is no number."""
         table = np.zeros((len(self._said), len(self._drawn)), np.float32)
         flat = torch.cat([logprobs for _, logprobs in self._drawn]).cpu().numpy()
         if np.isnan(flat).any():
-            raise FatalJobError(
+            raise Diverged(
                 f"The logits of {self._model.name!r} are not finite: its weights are broken, or "
                 "training has diverged. Lower learning_rate, or use dtype float32."
             )

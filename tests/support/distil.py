@@ -98,7 +98,7 @@ class Run:
                 for n in range(rows)
             ]
         parts = dataclasses.replace(
-            real_parts(self._settings), source=lambda ctx: InMemorySource(rows), save_pace=1e9
+            real_parts(self._settings), source=lambda ctx, seed: InMemorySource(rows), save_pace=1e9
         )
         made = {name: change(getattr(parts, name)) for name, change in self._changes.items()}
         return dataclasses.replace(parts, **made)

@@ -148,12 +148,12 @@ def _student_text(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> M
     )
 
 
-def _source(policy: engines.EnginePolicy, ctx: JobContext) -> Source:
+def _source(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Source:
     from spider_worker.sources.build import build_source
 
     config = ctx.job.source
     paths = {file.name: ctx.input_path(file.sha256) for file in config.inputs}
-    seed, token = ctx.job.generation.seed, ctx.secrets.get("HF_TOKEN")
+    token = ctx.secrets.get("HF_TOKEN")
     return build_source(config, paths, seed, token, data_roots=policy.data_roots)
 
 

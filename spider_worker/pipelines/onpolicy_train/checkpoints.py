@@ -92,10 +92,13 @@ class Checkpoints:
             await self.save(progress, checkpoint=False)
             return progress
         self._state, self._files = state, list(state["files"])
-        folder = self._ctx.scratch / "restored"
-        await asyncio.to_thread(self._gather, folder)
-        await self._trainer.load_state(state["trainer"], folder)
-        await asyncio.to_thread(shutil.rmtree, folder)
+        await self._load()
+        return progress
+
+    async def reload(self) -> Progress:
+        """Load the last state again, in place of weights that are not to be kept."""
+        progress, _ = self.progress_of(self._ctx)
+        await self._load()
         return progress
 
     def due(self) -> bool:
@@ -140,6 +143,12 @@ class Checkpoints:
         folder = self._fresh(f"adapter-{name}")
         await self._trainer.save_adapter(folder)
         return adapter_files(folder, f"checkpoints/{name}")
+
+    async def _load(self) -> None:
+        folder = self._ctx.scratch / "restored"
+        await asyncio.to_thread(self._gather, folder)
+        await self._trainer.load_state(self._state["trainer"], folder)
+        await asyncio.to_thread(shutil.rmtree, folder)
 
     def _fresh(self, name: str) -> Path:
         folder = self._ctx.scratch / name

@@ -65,14 +65,15 @@ class AdapterRepo(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """``trainer`` takes the run's seed; neither it nor ``teacher`` starts what it makes.
-    ``checkpoint`` resolves the name of an adapter to start from, and refuses a folder that jobs
-    may not name. ``student_text`` takes what ``TrainerInfo.tokenizer`` says. ``signals`` are those
-    that an engine gives. ``self_test`` raises FatalJobError for a teacher whose scores mean
-    nothing. ``tracker`` takes the step that a run goes on from (None: a new run) and gives None
-    where the job names no project; ``card`` makes the model card. ``source``, ``*_text``,
-    ``tracker`` and ``draw`` may block. A state is saved at least every ``save_pace`` seconds (but
-    never more often than a fiftieth of the time is spent on it)."""
+    """``trainer`` and ``source`` take the run's seed; neither ``trainer`` nor ``teacher``
+    starts what it makes. ``checkpoint`` resolves the name of an adapter to start from, and
+    refuses a folder that jobs may not name. ``student_text`` takes what
+    ``TrainerInfo.tokenizer`` says. ``signals`` are those that an engine gives. ``self_test``
+    raises FatalJobError for a teacher whose scores mean nothing. ``tracker`` takes the step
+    that a run goes on from (None: a new run) and gives None where the job names no project;
+    ``card`` makes the model card. ``source``, ``*_text``, ``tracker`` and ``draw`` may block. A
+    state is saved at least every ``save_pace`` seconds (but never more often than a fiftieth of
+    the time is spent on it)."""
 
     trainer: Callable[[JobContext, int], Trainer]
     checkpoint: Callable[[JobContext, str], str]
@@ -81,7 +82,7 @@ class Parts:
     teacher_text: Callable[[JobContext, TeacherConfig], ModelText]
     signals: Callable[[TokenEngine], frozenset[str]]
     self_test: Callable[[TokenEngine, ModelText, str], Awaitable[None]]
-    source: Callable[[JobContext], Source]
+    source: Callable[[JobContext, int], Source]
     sandbox: Callable[[JobConfig, ProcessorConfig, str], Sandbox]
     tracker: Callable[[JobContext, int | None], RunTracker | None]
     repo: Callable[[JobContext], AdapterRepo]

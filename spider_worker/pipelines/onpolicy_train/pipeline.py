@@ -87,12 +87,15 @@ class OnPolicyPipeline:
         job, options = self._job, self._options
         await self._warn(ctx)
         await announce(ctx, "job.planning", "checking the data, the student and the teachers")
-        reader = await self._reader(ctx)
+        given = job.generation.parameters.get("seed")
+        asked = _first(options.seed, job.generation.seed, given)
+        seed = secrets.randbits(31) if asked is None else int(asked)
+        reader = await self._reader(ctx, seed)
         rows = await reader.call(reader.source.count)
         self._check_columns(await reader.call(reader.source.columns))
         if rows == 0:
             raise FatalJobError(f"source {job.source.dataset!r} selects no rows")
-        held_out = held_out_rows(rows, options.eval_examples)
+        held_out = held_out_rows(rows, options.eval_examples, most=job.source.max_examples)
         await self._sandbox(ctx, job.pre_processor, "pre_processor")
         await self._sandbox(ctx, job.evaluator, "evaluator")
         if job.output.mode == "upload_hf":
@@ -101,9 +104,6 @@ class OnPolicyPipeline:
         tracker = await asyncio.to_thread(self._parts.tracker, ctx, None)
         if tracker is not None:
             await asyncio.to_thread(tracker.check)
-        given = job.generation.parameters.get("seed")
-        asked = _first(options.seed, job.generation.seed, given)
-        seed = secrets.randbits(31) if asked is None else int(asked)
         if asked is None:
             said = f"the run's seed is {seed}; with generation.seed: {seed} it can be run again"
             await announce(ctx, "train.seed", said, {"seed": seed})
@@ -225,7 +225,7 @@ class OnPolicyPipeline:
             clip=options.advantage_clip,
         )
         stream = PromptStream(
-            await self._reader(ctx),
+            await self._reader(ctx, int(spec["seed"])),
             await self._sandbox(ctx, job.pre_processor, "pre_processor"),
             Preparer(job.source.field, job.generation.system_prompt),
             rows=spec["rows"],
@@ -370,9 +370,9 @@ class OnPolicyPipeline:
         key = f"teacher:{ctx.job_id}:{number}"
         return await ctx.resources.get(key, build, lambda engine: engine.close())
 
-    async def _reader(self, ctx: JobContext) -> Reader:
+    async def _reader(self, ctx: JobContext, seed: int) -> Reader:
         async def build() -> Reader:
-            return Reader(await asyncio.to_thread(self._parts.source, ctx))
+            return Reader(await asyncio.to_thread(self._parts.source, ctx, seed))
 
         return await ctx.resources.get(f"source:{ctx.job_id}", build, lambda r: r.close())
 
@@ -431,14 +431,18 @@ class OnPolicyPipeline:
             )
 
     def _check_columns(self, columns: list[str] | None) -> None:
-        field = self._job.source.field
         # A pre-processor may make the field; then a row without it is left out.
-        if field is None or columns is None or field in columns or self._job.pre_processor:
+        if columns is None or self._job.pre_processor:
             return
-        raise FatalJobError(
-            f"source.field {field!r} is no column of {self._job.source.dataset!r}; it has"
-            f" {', '.join(columns)}"
-        )
+        named = {"source.field": self._job.source.field}
+        for number, teacher in enumerate(self._options.teacher):
+            named |= {f"teacher[{number}].when: {column}": column for column in teacher.when}
+        for where, column in named.items():
+            if column is not None and column not in columns:
+                raise FatalJobError(
+                    f"{where.partition(':')[0]} {column!r} is no column of"
+                    f" {self._job.source.dataset!r}; it has {', '.join(columns)}"
+                )
 
 
 def _tell_row_error(announcer: Announcer, index: int, error: RowError) -> None:

@@ -20,24 +20,30 @@ MOST_HELD_OUT: Final = 64
 _ENDLESS: Final = 2**62  # rows, of a stream
 
 
-def held_out_rows(rows: int | None, wanted: int | None) -> tuple[int, ...]:
+def held_out_rows(
+    rows: int | None, wanted: int | None, *, most: int | None = None
+) -> tuple[int, ...]:
     """Indices of the rows that evaluations use and training leaves out: ``wanted`` of them (None:
     a tenth, at most 64, at least one), spread evenly over the data, so that sorted data is
-    fairly represented; of a stream (``rows`` None) its first. One row is too few to share.
+    fairly represented; of a stream (``rows`` None, at ``most`` so many) its first. One row is too
+    few to share.
 
     Raises FatalJobError where nothing would be left to train on.
     """
-    if rows is None:
+    known = most if rows is None else rows
+    if known is None:
         return tuple(range(wanted or MOST_HELD_OUT))
     if wanted is None:
-        if rows < 2:
+        if known < 2:
             return ()
-        wanted = min(MOST_HELD_OUT, max(1, rows // 10))
-    if wanted >= rows:
+        wanted = min(MOST_HELD_OUT, max(1, known // 10))
+    if wanted >= known:
         raise FatalJobError(
             f"generation.on_policy_options.eval_examples holds out {wanted} rows, and the data has"
-            f" {rows}: nothing is left to train on. Set it lower"
+            f" {known}: nothing is left to train on. Set it lower"
         )
+    if rows is None:
+        return tuple(range(wanted))
     return tuple((2 * number + 1) * rows // (2 * wanted) for number in range(wanted))
 
 
@@ -131,10 +137,17 @@ class PromptStream:
                     usable = True
                     yield prompt
             if not usable:
-                raise FatalJobError(
+                said = (
                     f"no row of the data makes a prompt: {self.errors} went wrong and"
                     f" {self.dropped} were dropped by the pre-processor"
                 )
+                if stream and self._held_out:
+                    said += (
+                        f"; the first {len(self._held_out)} of the stream are held out for"
+                        " evaluations: set on_policy_options.eval_examples lower where it has"
+                        " hardly more"
+                    )
+                raise FatalJobError(said)
 
     async def _prompts(
         self, rows: Sequence[IndexedRow], epoch: int

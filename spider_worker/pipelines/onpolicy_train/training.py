@@ -17,7 +17,7 @@ import numpy as np
 
 from spider_sdk.config.model import OnPolicyOptions
 from spider_sdk.errors import (
-    AuthError,
+    Diverged,
     EngineUnavailable,
     FatalJobError,
     LeaseLost,
@@ -37,6 +37,7 @@ from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
 
 #: Batches at the start of a run that may be sampled and not scored before it is given up.
 _HOPELESS: Final = 4
+_CURE: Final = "A lower learning_rate, or an advantage_clip, are the usual cures"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Training:
         self._ahead: asyncio.Task[list[Prompt]] | None = None
         self._unsaved = False
         self._between = False  # the weights are those of no whole step
+        self._learnt: Sequence[Datum] = ()  # of the last batch
         # Of rows before this attempt's; it has met the held-out rows again by now.
         stream = bench.stream
         seen = (stream.errors, stream.dropped) if progress.step else (0, 0)
@@ -81,7 +83,8 @@ class Training:
     async def execute(self) -> Progress:
         """Train to an end; ``Progress.ended`` says to which: ``data``, ``token_budget`` or
         ``cancelled``. The state is saved and the last step has its checkpoint, also where an
-        error ends the run.
+        error ends the run. Where that is Diverged, which tells of the weights that there are, it is
+        the last state's step that has it.
 
         Raises what ended it. A teacher or a service that is gone after the first step is no
         reason to give the job up: it raises PipelineError, and another attempt goes on.
@@ -183,7 +186,7 @@ class Training:
         figures = await self._learn(batch)
         learnt = time.monotonic()
         progress.step = step
-        self._unsaved, self._between = True, False
+        self._unsaved, self._between, self._learnt = True, False, batch.data
         self._go_past(batch, prompts)
         figures = {
             "epoch": prompts[-1].epoch,
@@ -196,9 +199,16 @@ class Training:
             "seconds/train": learnt - trained,
         }
         try:
+            if self._options.compute_post_kl:
+                now = await bench.trainer.forward(batch.data)
+                figures["seconds/train"] = time.monotonic() - trained
+                if not _finite(batch.data, now):
+                    raise Diverged(f"the weights after step {step} give no numbers. {_CURE}")
+                figures["post_kl"] = _moved(batch.data, now)
+            evaluated = time.monotonic()
             if await self._evaluates(step):
                 figures |= await bench.evaluation.run(await bench.trainer.sampler())
-                figures["seconds/eval"] = time.monotonic() - learnt
+                figures["seconds/eval"] = time.monotonic() - evaluated
         except Exception:
             # The step was made all the same: a state of it is saved, and its record goes along.
             self._publish(step, figures, self._sentence(step, figures))
@@ -243,7 +253,7 @@ class Training:
 
     async def _learn(self, batch: Batch) -> dict[str, float]:
         """The optimiser steps of a batch. Raises FatalJobError on a loss that is no finite
-        number, before the weights see it."""
+        number, before the weights see it, and Diverged where it is the weights that make it so."""
         trainer, options = self._bench.trainer, self._options
         loss = Loss(options.loss_fn)
         adam = AdamParams(options.learning_rate)
@@ -252,19 +262,15 @@ class Training:
         for chunk in _substeps(batch.data, options.num_substeps):
             result = await trainer.forward_backward(chunk, loss)
             if not math.isfinite(result.loss):
-                raise FatalJobError(
-                    f"the loss of step {self._progress.step + 1} is {result.loss}; the weights of"
-                    " the step before are kept. A lower learning_rate, or an advantage_clip, are"
-                    " the usual cures"
-                )
+                said = f"the loss of step {self._progress.step + 1} is {result.loss}"
+                if not _finite(chunk, result.logprobs):
+                    raise Diverged(f"{said}, and the weights before it give no numbers. {_CURE}")
+                raise FatalJobError(f"{said}; the weights of the step before are kept. {_CURE}")
             measured = {**result.metrics, **await trainer.optim_step(adam)}
             self._between = True
             total += result.loss
             tokens += sum(int(datum.mask.sum()) for datum in chunk)
-        figures = {**measured, "loss": total, "loss_per_token": total / max(tokens, 1)}
-        if options.compute_post_kl:
-            figures["post_kl"] = _moved(batch.data, await trainer.forward(batch.data))
-        return figures
+        return {**measured, "loss": total, "loss_per_token": total / max(tokens, 1)}
 
     async def _evaluates(self, step: int) -> bool:
         if not self._bench.evaluation.possible:
@@ -323,22 +329,40 @@ class Training:
     async def _save_in_distress(self, why: BaseException) -> None:
         """Keep what the last whole step left, where an error ends the attempt. What then keeps it
         from being saved must not hide that error: it becomes a note on it."""
-        if not (self._unsaved or self._between) or isinstance(why, AuthError):
-            return
         try:
-            if self._between:
+            if isinstance(why, Diverged):
+                why.add_note(await self._keep_last_state())
+            elif self._between:
                 # No state: whoever went on from it would take a part of the step twice.
                 await self._bench.checkpoints.save_adapter(self._progress)
-            else:
+            elif self._unsaved:
                 await self._save(checkpoint=True)
-        except SpiderError as error:
-            why.add_note(f"and the last step could not be saved: {error.message}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it came second
+            why.add_note(f"and the last step could not be saved: {error}")
+
+    async def _keep_last_state(self) -> str:
+        """Give the step of the last state its checkpoint, in place of weights that are worth
+        nothing; says what was done."""
+        progress = await self._bench.checkpoints.reload()
+        if not (progress.step and self._learnt):
+            return "no step before it was saved"
+        if not _finite(self._learnt, await self._bench.trainer.forward(self._learnt)):
+            return f"the state of step {progress.step} is no better: begin with a checkpoint"
+        await self._bench.checkpoints.save_adapter(progress)
+        return f"step {progress.step} is the last that was saved, and is kept"
 
 
 def _substeps(data: Sequence[Datum], count: int) -> list[Sequence[Datum]]:
     """``count`` parts of about equal size, in order, none empty."""
     edges = [len(data) * number // count for number in range(count + 1)]
     return [data[low:high] for low, high in itertools.pairwise(edges) if high > low]
+
+
+def _finite(data: Sequence[Datum], logprobs: Sequence[Any]) -> bool:
+    """Whether the log-probabilities of what is trained are numbers."""
+    return all(
+        np.isfinite(found[datum.mask]).all() for datum, found in zip(data, logprobs, strict=True)
+    )
 
 
 def _moved(data: Sequence[Datum], now: Sequence[Any]) -> float:

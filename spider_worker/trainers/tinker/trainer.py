@@ -212,6 +212,7 @@ class TinkerTrainer:
         self._client = await self._make_adapter()
         self._passes = Passes(self._service, self._client, self._habits)
         self._waiting, self._spoilt = False, None
+        self._new_version()  # whether or not something is loaded into it
         return self._client
 
     async def _make_adapter(self) -> Any:
@@ -254,5 +255,5 @@ class TinkerTrainer:
             status = await self._service.post("/api/v1/unload_model", body)
             log.debug("unloading the adapter: status %d", status)
         except PipelineError as error:
-            # The run is over, and the service may be what ended it.
+            # The service may be what ended the run.
             log.info("the adapter was left with the service: %s", error.message)

@@ -25,6 +25,8 @@ def test_held_out_rows_are_spread_and_none_is_lost() -> None:
     assert len(held_out_rows(10_000, None)) == 64
     assert held_out_rows(1, None) == ()
     assert held_out_rows(None, 3) == (0, 1, 2)
+    assert held_out_rows(None, None, most=50) == (0, 1, 2, 3, 4)
+    assert len(held_out_rows(None, None)) == 64
     with pytest.raises(FatalJobError, match="eval_examples holds out 8 rows, and the data has 8"):
         held_out_rows(8, 8)
 
@@ -105,6 +107,11 @@ def test_data_without_a_single_prompt_is_an_error_and_not_an_endless_run() -> No
 def test_a_stream_of_unknown_length_ends_where_its_rows_do() -> None:
     found = places(Stream(5, epochs=2, held_out=(0, 1), stream=True).take_all(2))
     assert found == [[(0, 2), (0, 3)], [(0, 4), (1, 2)], [(1, 3), (1, 4)]]
+
+
+def test_a_stream_that_is_held_out_as_a_whole_is_said_to_be() -> None:
+    with pytest.raises(FatalJobError, match=r"first 2 of the stream .*eval_examples"):
+        Stream(2, held_out=(0, 1), stream=True).take_all(2)
 
 
 def test_held_out_prompts_are_those_rows() -> None:

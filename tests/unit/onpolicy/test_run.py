@@ -14,10 +14,23 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from spider_sdk.errors import EngineUnavailable, FatalJobError, JobCancelled, PipelineError
+from spider_sdk.config import parse_job
+from spider_sdk.config.model import JobConfig
+from spider_sdk.errors import (
+    AuthError,
+    Diverged,
+    EngineUnavailable,
+    FatalJobError,
+    JobCancelled,
+    PipelineError,
+)
+from spider_worker.pipelines.local import LocalContext, LocalStore
+from spider_worker.pipelines.onpolicy_train.build import real_parts
+from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints
+from spider_worker.settings import WorkerSettings
 from spider_worker.tinker_service.errors import Gone
-from spider_worker.trainers.base import ForwardBackward
-from tests.support.distil import Models, Run
+from spider_worker.trainers.base import AdamParams, ForwardBackward
+from tests.support.distil import Models, Run, training_job
 
 SAMPLED = {"signal": "sampled"}
 DEMO = Path(__file__).parents[3] / "config" / "demo"
@@ -222,6 +235,83 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_step(
     assert document["state"]["progress"]["step"] == 2
 
 
+def ruined(step: int) -> Callable[[Any], Any]:
+    """That step of the optimiser leaves weights with which nothing can be computed."""
+
+    def change(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*args: Any) -> Any:
+            trainer = make(*args)
+            real, seen = trainer.optim_step, 0
+
+            async def call(adam: AdamParams) -> Any:
+                nonlocal seen
+                seen += 1
+                return await real(AdamParams(1e30) if seen == step else adam)
+
+            trainer.optim_step = call
+            return trainer
+
+        return build
+
+    return change
+
+
+@pytest.mark.parametrize("post_kl", [False, True])
+def test_weights_that_training_has_ruined_are_not_kept(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, post_kl: bool
+) -> None:
+    due = iter((False, True))
+    monkeypatch.setattr(Checkpoints, "due", lambda _: next(due, False))
+    options = {"eval_every": 0, "compute_post_kl": post_kl}
+    run = Run(tmp_path, models, options=options, changes={"trainer": ruined(3)})
+    with pytest.raises(Diverged) as caught:
+        run.go()
+    assert caught.value.message.endswith("; step 2 is the last that was saved, and is kept")
+    kept = run.artifact("checkpoints")
+    assert [path.name for path in kept.iterdir()] == ["step-000002"]
+    weights = load_file(kept / "step-000002" / "adapter_model.safetensors")
+    assert max(abs(values).max() for values in weights.values()) < 10
+    document = json.loads((tmp_path / "state.json").read_bytes())
+    assert document["state"]["progress"]["step"] == 2
+    run._changes.clear()
+    run.go(retry=True)
+    assert run.events("train.resumed") == [{"step": 2}]
+    assert run.metrics()[-1]["step"] == 6
+
+
+def test_a_state_that_is_ruined_itself_is_said_to_be(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "due", lambda _: True)
+    options = {"eval_every": 0, "save_every": 2}
+    run = Run(tmp_path, models, options=options, changes={"trainer": ruined(3)})
+    with pytest.raises(Diverged, match="the state of step 3 is no better"):
+        run.go()
+    assert [path.name for path in run.artifact("checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_key_that_is_refused_in_the_middle_costs_no_step(tmp_path: Path, models: Models) -> None:
+    refused = AuthError("the teacher refuses the key")
+    run = Run(tmp_path, models, changes={"teacher": after(40, refused, "compute_distributions")})
+    with pytest.raises(AuthError):
+        run.go()
+    step = run.metrics()[-1]["step"]
+    assert step > 0
+    assert run.artifact(f"checkpoints/step-{step:06d}/adapter_model.safetensors").is_file()
+
+
+def test_a_step_whose_figures_fail_is_a_whole_one(tmp_path: Path, models: Models) -> None:
+    gone = EngineUnavailable("the service is gone")
+    run = Run(tmp_path, models, options={"compute_post_kl": True})
+    run._changes["trainer"] = after(2, gone, "forward")
+    with pytest.raises(PipelineError, match="is gone"):
+        run.go()
+    assert [record["step"] for record in run.metrics()] == [0, 1, 2, 3]
+    run._changes.clear()
+    run.go()
+    assert run.events("train.resumed") == [{"step": 3}]
+
+
 def test_a_teacher_that_is_lost_in_the_middle_fails_the_attempt_not_the_job(
     tmp_path: Path, models: Models
 ) -> None:
@@ -347,6 +437,13 @@ def test_a_teacher_that_scores_nothing_ends_the_run_soon(tmp_path: Path, models:
         run.go()
 
 
+def test_a_rule_on_a_column_that_there_is_not_is_refused(tmp_path: Path, models: Models) -> None:
+    rule = {"name": str(models.teacher), "when": {"knid": "odd"}}
+    run = Run(tmp_path, models, options={"teacher": [{"name": str(models.teacher)}, rule]})
+    with pytest.raises(FatalJobError, match=r"teacher\[1\]\.when 'knid' is no column .* kind"):
+        run.go()
+
+
 def test_rows_that_make_no_prompt_are_counted_once_over_all_attempts(
     tmp_path: Path, models: Models
 ) -> None:
@@ -398,10 +495,43 @@ def test_an_evaluation_that_failed_is_made_when_the_run_goes_on(
 
 def test_a_seed_that_the_run_drew_is_told(tmp_path: Path, models: Models) -> None:
     run = Run(tmp_path, models, rows=6, options={"seed": None})
+    seeds = []
+
+    def change(make: Callable[..., Any]) -> Callable[..., Any]:
+        def build(ctx: Any, seed: int) -> Any:
+            seeds.append(seed)
+            return make(ctx, seed)
+
+        return build
+
+    run._changes["source"] = change
     run.go()
     (told,) = run.events("train.seed")
+    assert set(seeds) == {told["seed"]}
     assert json.loads(run.artifact("summary.json").read_bytes())["seed"] == told["seed"]
     assert f"| Seed | {told['seed']} |" in run.artifact("adapter/README.md").read_text("utf-8")
+
+
+def test_the_runs_seed_shuffles_the_data(tmp_path: Path, models: Models) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": str(n)}) + "\n" for n in range(20)))
+    document = training_job(models, source={"dataset": str(path), "shuffle": True})
+    job = parse_job(document)
+    assert isinstance(job, JobConfig)
+    parts = real_parts(WorkerSettings(data_roots=str(tmp_path), state=tmp_path / "state"))
+    ctx = LocalContext(LocalStore(tmp_path / "store"), job)
+
+    def order(seed: int) -> list[str]:
+        source = parts.source(ctx, seed)
+        try:
+            return [row["question"] for batch in source.batches(0, None) for _, row in batch]
+        finally:
+            source.close()
+
+    first, again, other = (order(seed) for seed in (7, 7, 8))
+    assert first == again
+    assert sorted(first) == sorted(other)
+    assert first != other
 
 
 class Tracker:
@@ -593,7 +723,8 @@ def test_a_run_on_a_gpu(tmp_path: Path, models: Models, dtype: str) -> None:
 def first_step(tmp_path: Path, models: Models, **options: Any) -> tuple[dict[str, Any], Run]:
     """The record of a run's only step. The rate keeps the weights where they are."""
     given = {"learning_rate": 1e-12, **teacher(models, **SAMPLED), **options}
-    run = Run(tmp_path / "-".join(map(str, options)), models, rows=6, options=given)
+    folder = tmp_path / "-".join(f"{name}={value}" for name, value in options.items())
+    run = Run(folder, models, rows=6, options=given)
     run.go()
     _, record = run.metrics()
     return record, run
@@ -619,10 +750,13 @@ def test_every_option_does_what_it_says(tmp_path: Path, models: Models) -> None:
     centred, _ = first_step(tmp_path, models, baseline="position")
     assert centred["advantage_mean"] == pytest.approx(0, abs=1e-6)
 
-    for loss_fn in ("ppo", "cispo"):
-        record, _ = first_step(tmp_path, models, loss_fn=loss_fn)
-        assert record["loss"] == pytest.approx(plain["loss"], abs=30)
-        assert record["kl"] == pytest.approx(plain["kl"])
+    # The second part of a batch meets a policy that is not the one that sampled it any more.
+    moving = {"num_substeps": 2, "learning_rate": 0.1}
+    losses = [
+        first_step(tmp_path, models, loss_fn=loss_fn, **moving)[0]["loss"]
+        for loss_fn in ("importance_sampling", "ppo", "cispo")
+    ]
+    assert len({round(loss, 3) for loss in losses}) == 3, losses
 
     short, run = first_step(tmp_path, models, max_tokens=2, group_size=3, lora_rank=2)
     assert (short["samples"], short["length_max"]) == (12, 2)

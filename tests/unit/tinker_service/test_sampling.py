@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spider_sdk.errors import EngineUnavailable, RowError
+from spider_sdk.errors import Diverged, EngineUnavailable, RowError
 from spider_worker.tinker_service.errors import Refusal
 from spider_worker.tinker_service.sampling import ServiceSampler
 from spider_worker.tokens import SampleParams, TokenEngineInfo
@@ -124,6 +124,12 @@ def test_a_sample_that_teaches_nothing_is_an_error(answer: Any, said: str) -> No
     service = Service(sequences=[answer])
     with pytest.raises(EngineUnavailable, match=said):
         asyncio.run(sampler(service).sample(TOKENS, 1, SampleParams(2, stop=(3,))))
+
+
+def test_weights_that_give_no_numbers_are_said_to_be_ruined() -> None:
+    service = Service(sequences=[sequence(7, 8, logprobs=[-1.0, float("nan")])])
+    with pytest.raises(Diverged, match="no numbers"):
+        asyncio.run(sampler(service).sample(TOKENS, 1, SampleParams(2)))
 
 
 def test_a_prompt_that_the_service_finds_too_long_is_a_rows_error() -> None:
