@@ -43,12 +43,15 @@ os._exit(0)
 
 def test_an_episode_imports_and_completes_next_to_nothing(python: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    names = ("TMPDIR", "TMUX_TMPDIR")
+    places = {"HOME": str(tmp_path / "home"), **dict.fromkeys(names, str(tmp_path))}
     env = {**QUIET, **places, "PATH": os.environ["PATH"]}
     turns = [{"call": "terminal", "args": {"command": "echo on"}}]
     with running_model({"play": turns}) as model:
         script = SCRIPT.format(library=str(library(tmp_path / "lib")), url=model.base_url)
         done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, env=env)
+        # It ends without a word to its terminal, as an episode does, and has no warden.
+        subprocess.run(["tmux", "-L", "openhands", "kill-server"], env=env, check=True)
         assert len(model.requests) >= 2, done.stderr
     missing, threads, later, made, (theirs, ours) = json.loads(done.stdout.splitlines()[-1])
     assert missing == []  # names that the pinned libraries do not have any more
