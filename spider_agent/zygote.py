@@ -15,7 +15,7 @@ there is a plan, the first process of a namespace; and the agent.
 
 from __future__ import annotations
 
-__all__ = ["IMPORTS_ONLY", "LATER", "main", "warm_up"]
+__all__ = ["LATER", "main", "warm_up"]
 
 import array
 import contextlib
@@ -45,7 +45,7 @@ LATER: Final = (
 )  # fmt: skip
 #: Of the environment, what is read on import alone. An agent's shell has no use for it, and is
 #: told each variable by a process of its own.
-IMPORTS_ONLY: Final = ("OPENHANDS_SUPPRESS_BANNER", "LITELLM_LOCAL_MODEL_COST_MAP", "LOG_LEVEL")
+_IMPORTS_ONLY: Final = ("OPENHANDS_SUPPRESS_BANNER", "LITELLM_LOCAL_MODEL_COST_MAP", "LOG_LEVEL")
 _PACKET: Final = 1 << 16
 
 
@@ -255,7 +255,7 @@ def main() -> None:
 
     del episode  # imported for those that come after
     warm_up()
-    for name in IMPORTS_ONLY:
+    for name in _IMPORTS_ONLY:
         os.environ.pop(name, None)
     control = socket.socket(fileno=int(sys.argv[1]))
     if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:

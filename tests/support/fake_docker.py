@@ -27,6 +27,7 @@ from typing import Any
 
 import pytest
 
+from spider_worker.workspaces.docker import LABEL
 from tests.support.fake_docker_client import folder_of
 
 _CLIENT = Path(__file__).with_name("fake_docker_client.py")
@@ -77,6 +78,17 @@ class FakeDocker:
 
     def containers(self) -> list[Path]:
         return list((self.state / "containers").iterdir())
+
+    def leave(self, image: str, owner: str, owners: Path | None = None) -> str:
+        """Make a container as a process of that name would have, which has died since: its name.
+        With ``owners``, it had its own in that folder."""
+        name = f"spider-{owner}"
+        command = ["docker", "create", "--name", name, "--label", f"{LABEL}={owner}"]
+        subprocess.run([*command, "--network", "none", image, "infinity"], check=True)
+        if owners is not None:
+            owners.mkdir(parents=True, exist_ok=True)
+            (owners / owner).touch()
+        return name
 
     def die(self, name: str, *, for_good: bool = False) -> None:
         """A container ends by itself, as one that has run out of memory does; ``for_good`` is one

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from spider_worker.workspaces.docker import LABEL
 from tests.contract.swe_agent.conftest import Job, Warm, mending
 from tests.support.fake_docker import FakeDocker, running_engine
 from tests.support.swe_repos import SweRepo
@@ -48,12 +47,9 @@ def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
     subprocess.run(["git", "clone", "-q", repo.folder, tree], check=True)
     subprocess.run(["git", "checkout", "-q", repo.base_commit], cwd=tree, check=True)
     engine.give_testbed(tree)
-    for owner in ("dead", "elsewhere"):  # the latter is no name of this worker's folder
-        command = ["docker", "create", "--name", f"spider-{owner}", "--label", f"{LABEL}={owner}"]
-        subprocess.run([*command, "--network", "none", IMAGE, "infinity"], check=True)
     owners = warm.state / "swe-agent" / "owners"
-    owners.mkdir(parents=True, exist_ok=True)  # another job of this worker may have come first
-    (owners / "dead").touch()
+    engine.leave(IMAGE, "dead", owners)
+    elsewhere = engine.leave(IMAGE, "elsewhere")
 
     job = ImageJob(folder, warm, [repo], python, {"calc": mending(repo)})
     (record,) = job.run(workspace="docker", evaluate=True)
@@ -62,6 +58,6 @@ def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
     text = seen if isinstance(seen, str) else "".join(part["text"] for part in seen)
     assert "Start here" in text
     assert repo.marker not in text
-    assert [path.name for path in engine.containers()] == ["spider-elsewhere"]
+    assert [path.name for path in engine.containers()] == [elsewhere]
     assert not (owners / "dead").exists()
     assert "the-real-key" not in json.dumps([engine.calls(), engine.environments()])

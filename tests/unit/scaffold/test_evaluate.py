@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from spider_scaffold.tasks import find_tasks, open_workspace
 from spider_sdk.errors import UsageError
 from spider_worker.evaluation.verdict import Group, Report
 from spider_worker.trajectories.output_file import append, read, read_index
-from spider_worker.workspaces.docker import LABEL
 from tests.support.fake_docker import running_engine
 from tests.support.trajectories import record, write_run
 
@@ -165,15 +163,12 @@ def test_containers_of_an_evaluation_that_was_killed_are_swept(
     tasks.write_text(json.dumps(row) + "\n")
     with running_engine(tmp_path, monkeypatch) as engine:
         engine.image("an/image")
-        for owner in ("dead", "elsewhere"):
-            command = ["docker", "create", "--name", owner, "--label", f"{LABEL}={owner}"]
-            subprocess.run([*command, "--network", "none", "an/image", "infinity"], check=True)
         owners = output.parent / FOLDER / "owners"
-        owners.mkdir(parents=True)
-        (owners / "dead").touch()
+        engine.leave("an/image", "dead", owners)
+        elsewhere = engine.leave("an/image", "elsewhere")
         given = ["--dataset", str(tasks), "--workspace", "docker"]
         assert run(["evaluate", "--input", str(output), *given]) == 0
-        assert [path.name for path in engine.containers()] == ["elsewhere"]
+        assert [path.name for path in engine.containers()] == [elsewhere]
     assert "dead" not in [path.name for path in owners.iterdir()]
 
 
