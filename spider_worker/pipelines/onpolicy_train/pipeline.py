@@ -434,14 +434,14 @@ class OnPolicyPipeline:
         # A pre-processor may make the field; then a row without it is left out.
         if columns is None or self._job.pre_processor:
             return
-        named = {"source.field": self._job.source.field}
+        named = [("source.field", self._job.source.field)]
         for number, teacher in enumerate(self._options.teacher):
-            named |= {f"teacher[{number}].when: {column}": column for column in teacher.when}
-        for where, column in named.items():
+            named += [(f"teacher[{number}].when", column) for column in teacher.when]
+        for where, column in named:
             if column is not None and column not in columns:
                 raise FatalJobError(
-                    f"{where.partition(':')[0]} {column!r} is no column of"
-                    f" {self._job.source.dataset!r}; it has {', '.join(columns)}"
+                    f"{where} {column!r} is no column of {self._job.source.dataset!r};"
+                    f" it has {', '.join(columns)}"
                 )
 
 
