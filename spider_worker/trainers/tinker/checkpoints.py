@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from spider_sdk.errors import FatalJobError, NotSupported
-from spider_worker.tinker_service.errors import Refusal
+from spider_sdk.errors import FatalJobError, NotSupported, PipelineError
+from spider_worker.tinker_service.errors import Gone, Refusal
 from spider_worker.tinker_service.service import TinkerService
 from spider_worker.trainers.tinker.archive import ADAPTER_FILES, convert_adapter, unpack
 
@@ -91,6 +91,7 @@ class Checkpoints:
             archive = Path(scratch) / "archive"
             await self._service.download(await self._archive_url(str(saved.path)), archive)
             await asyncio.to_thread(unpack, archive, folder)
+        await self._delete(str(saved.path))  # they are here now
 
     async def _export_files(self, folder: Path, name: str) -> None:
         """The way of later versions of the SDK, which have no archives."""
@@ -109,6 +110,7 @@ class Checkpoints:
             )
         for file in ADAPTER_FILES:
             await self._service.download(urls[file], folder / file)
+        await self._delete(str(saved.path))
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -154,13 +156,21 @@ class Checkpoints:
             )
 
     async def _load(self, path: str, method: str) -> None:
-        self._client = await self._renew()
-        try:
-            await self._service.call(f"loading {path}", self._client, method, path)
-        except Refusal as error:
-            raise FatalJobError(
-                f"{self._service.name} does not load {path!r}: {error.detail}"
-            ) from error
+        """Twice, if need be: the SDK sends a request again whose answer was lost, and by then the
+        adapter is none that nothing was asked of. Raises Gone, FatalJobError."""
+        for last in (False, True):
+            self._client = await self._renew()
+            try:
+                await self._service.call(f"loading {path}", self._client, method, path)
+                return
+            except Gone:
+                raise  # another session may find it
+            except Refusal as error:
+                if last:
+                    raise FatalJobError(
+                        f"{self._service.name} does not load {path!r}: {error.detail}"
+                    ) from error
+                log.info("loading %s once more: %s", path, error.detail)
 
     async def _archive_url(self, path: str) -> str:
         """Where the archive of sampler weights is. Servers differ in whether their kind is part
@@ -178,11 +188,13 @@ class Checkpoints:
 
     async def _forget(self) -> None:
         while len(self._states) > 2:
-            old = self._states.pop(0)
-            try:
-                await self._ask("deleting an old state", "delete_checkpoint_from_tinker_path", old)
-            except Refusal as error:
-                log.info("an old state stays with the service: %s", error.message)
+            await self._delete(self._states.pop(0))
+
+    async def _delete(self, path: str) -> None:
+        try:
+            await self._ask(f"deleting {path}", "delete_checkpoint_from_tinker_path", path)
+        except PipelineError as error:  # some know no such path, or no deleting
+            log.info("%s stays with the service: %s", path, error.message)
 
     async def _rest(self) -> Any:
         """The SDK's RestClient. Later versions connect here, and wait for it."""
