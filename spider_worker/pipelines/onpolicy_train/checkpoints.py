@@ -112,18 +112,19 @@ class Checkpoints:
         folder = self._fresh(f"state-{name}")
         trainer_state = await self._trainer.save_state(folder)
         states = adapter_files(folder, f"state/{name}")
-        files = dict(states)
-        if checkpoint and progress.step not in progress.saved:
+        files, saved = dict(states), progress.saved
+        if checkpoint and progress.step not in saved:
             files |= await self._adapter(name)
-            progress.saved.append(progress.step)
+            saved = [*saved, progress.step]
         state = {
             "format": _FORMAT,
-            "progress": dataclasses.asdict(progress),
+            "progress": dataclasses.asdict(dataclasses.replace(progress, saved=saved)),
             "trainer": trainer_state,
             "files": sorted(states),
         }
         stale = [old for old in self._files if old not in states]
         await persist(lambda: self._ctx.keep(files, state, drop=stale))
+        progress.saved = saved  # not before it is so
         self._state, self._files = state, sorted(states)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began

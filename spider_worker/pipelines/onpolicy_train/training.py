@@ -37,6 +37,8 @@ from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
 
 #: Batches at the start of a run that may be sampled and not scored before it is given up.
 _HOPELESS: Final = 4
+#: Samples of the last batch that are looked at before a state is saved.
+_PROBED: Final = 4
 _CURE: Final = "A lower learning_rate, or an advantage_clip, are the usual cures"
 
 
@@ -126,7 +128,7 @@ class Training:
         if why != "cancelled" and progress.step and self._bench.evaluation.possible:
             await self._evaluate_late()  # what followed the last step was skipped
         progress.ended = why
-        await self._save(checkpoint=progress.step > 0)
+        await self._save_if_sound(checkpoint=progress.step > 0)
 
     def _end(self) -> str | None:
         budget = self._options.token_budget
@@ -319,7 +321,15 @@ class Training:
         every = self._options.save_every
         checkpoint = bool(every and step % every == 0)
         if checkpoint or self._bench.checkpoints.due():
-            await self._save(checkpoint=checkpoint)
+            await self._save_if_sound(checkpoint=checkpoint)
+
+    async def _save_if_sound(self, *, checkpoint: bool) -> None:
+        """Save. Raises Diverged in place of giving up the last good state for weights that are
+        worth nothing."""
+        probed = self._learnt[:_PROBED]
+        if probed and not _finite(probed, await self._bench.trainer.forward(probed)):
+            raise Diverged(f"the weights after step {self._progress.step} give no numbers. {_CURE}")
+        await self._save(checkpoint=checkpoint)
 
     async def _save(self, *, checkpoint: bool) -> None:
         await asyncio.to_thread(self._bench.journal.sync)

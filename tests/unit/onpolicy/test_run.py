@@ -25,6 +25,7 @@ from spider_sdk.errors import (
     PipelineError,
 )
 from spider_worker.pipelines.local import LocalContext, LocalStore
+from spider_worker.pipelines.onpolicy_train import training
 from spider_worker.pipelines.onpolicy_train.build import real_parts
 from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints
 from spider_worker.settings import WorkerSettings
@@ -255,15 +256,52 @@ def test_weights_that_training_has_ruined_are_not_kept(
     assert run.metrics()[-1]["step"] == 6
 
 
-def test_a_state_that_is_ruined_itself_is_said_to_be(
-    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_state_is_not_replaced_by_ruined_weights(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, looks: bool
 ) -> None:
+    """Where a look at a few samples does not show it, it is said that the state is no better."""
     monkeypatch.setattr(Checkpoints, "due", lambda _: True)
+    if not looks:
+        monkeypatch.setattr(training, "_PROBED", 0)
     options = {"eval_every": 0, "save_every": 2}
     run = Run(tmp_path, models, options=options, changes={"trainer": ruined(3)})
-    with pytest.raises(Diverged, match="the state of step 3 is no better"):
+    said = "step 2 is the last that was saved" if looks else "the state of step 3 is no better"
+    with pytest.raises(Diverged, match=said):
         run.go()
     assert [path.name for path in run.artifact("checkpoints").iterdir()] == ["step-000002"]
+    document = json.loads((tmp_path / "state.json").read_bytes())
+    assert document["state"]["progress"]["step"] == (2 if looks else 3)
+
+
+def test_a_last_step_that_ruins_the_weights_is_no_result(tmp_path: Path, models: Models) -> None:
+    options = {"eval_every": 0, "save_every": 2}
+    run = Run(tmp_path, models, rows=18, options=options, changes={"trainer": ruined(4)})
+    with pytest.raises(Diverged, match="step 2 is the last that was saved"):
+        run.go()
+    assert [path.name for path in run.artifact("checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_checkpoint_that_could_not_be_kept_is_not_named(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError("no space left on device")
+    keep = LocalContext.keep
+
+    def refuse(self: Any, files: Any, *rest: Any, **more: Any) -> Any:
+        if any(name.startswith("checkpoints/step-000002") for name in files):
+            raise full
+        return keep(self, files, *rest, **more)
+
+    monkeypatch.setattr(LocalContext, "keep", refuse)
+    run = Run(tmp_path, models, options={"save_every": 2})
+    with pytest.raises(OSError, match="no space left"):
+        run.go()
+    monkeypatch.undo()
+    run.go()
+    saved = json.loads((tmp_path / "state.json").read_bytes())["state"]["progress"]["saved"]
+    kept = sorted(path.name for path in run.artifact("checkpoints").iterdir())
+    assert [f"step-{step:06d}" for step in saved] == kept
 
 
 def test_a_key_that_is_refused_in_the_middle_costs_no_step(tmp_path: Path, models: Models) -> None:
@@ -675,6 +713,25 @@ def test_training_starts_from_a_checkpoint_of_the_same_student_alone(
         run = Run(tmp_path / said, models, options=options)
         with pytest.raises(FatalJobError, match=said):
             run.go()
+
+
+@pytest.mark.parametrize("section", ["model", "options"])
+def test_a_run_that_goes_on_needs_what_it_started_from_no_more(
+    tmp_path: Path, models: Models, section: str
+) -> None:
+    first = Run(models.root / f"first-{section}", models, rows=14)
+    first.go()
+    adapter = first.artifact("adapter")
+    run = Run(tmp_path, models, rows=14, **{section: {"student_checkpoint_path": str(adapter)}})
+    run._changes["trainer"] = after(1, Broken(), "optim_step")
+    with pytest.raises(Broken):
+        run.go()
+    adapter.rename(tmp_path / "elsewhere")
+    run._changes.clear()
+    run.go()
+    begun, learnt = run.metrics()[0], first.metrics()[-1]
+    assert begun["eval/kl"] == pytest.approx(learnt["eval/kl"], rel=1e-3)
+    assert run.metrics()[-1]["step"] == 3
 
 
 @pytest.mark.gpu
