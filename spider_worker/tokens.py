@@ -80,12 +80,11 @@ class TokenScores:
 @dataclasses.dataclass(frozen=True)
 class TokenEngineInfo:
     """``topk`` is the most per position that ``compute_logprobs`` can return (0: none);
-    ``context`` the most tokens of a sequence (None: unknown); ``devices`` as for engines."""
+    ``context`` the most tokens of a sequence (None: unknown)."""
 
     name: str
     topk: int = 0
     context: int | None = None
-    devices: int = 0
 
 
 class TokenEngine(Protocol):

@@ -44,11 +44,10 @@ class Completion:
 @dataclasses.dataclass(frozen=True)
 class EngineInfo:
     """``capacity`` is how many requests the engine wants in flight at once; more only
-    wait inside it. ``devices`` is how many accelerators it needs (0: none)."""
+    wait inside it."""
 
     name: str
     capacity: int
-    devices: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from spider_sdk.settings import load
 from spider_worker.engines import vllm_options
 from spider_worker.engines.base import Engine
 from spider_worker.settings import WorkerSettings
+from spider_worker.torch_models.device import choose_device, devices_for
 
 PROVIDERS: Final = ("openai", "transformers", "vllm")
 _TORCH: Final = ("local", "transformers")
@@ -119,7 +120,7 @@ def check_engine(
 
         transformers.check_parameters(model.parameters)
         sampling.check_sampling(params)
-        transformers.check_device(model.parameters)
+        choose_device(model.parameters, where="model.parameters")
 
 
 def build_engine(
@@ -218,11 +219,11 @@ def devices_needed(job: JobConfig) -> int:
     if not job.generation.on_policy or options is None:
         return _engine_devices(job.model.provider, job.model.parameters, "model.parameters")
     student = job.model
-    needs = [_torch_devices(student.parameters) if student.provider in _TORCH else 0]
+    needs = [devices_for(student.parameters) if student.provider in _TORCH else 0]
     if student.provider == "vllm":
         arguments = student.parameters.get("vllm") or {}
         needs += [
-            _torch_devices(student.parameters),
+            devices_for(student.parameters),
             _vllm_devices(arguments, "model.parameters.vllm"),
         ]
     for teacher in options.teacher:
@@ -235,16 +236,7 @@ def devices_needed(job: JobConfig) -> int:
 def _engine_devices(provider: str, parameters: Mapping[str, Any], where: str) -> int:
     if provider == "vllm":
         return _vllm_devices(parameters, where)
-    return _torch_devices(parameters) if provider in _TORCH else 0
-
-
-def _torch_devices(parameters: Mapping[str, Any]) -> int:
-    """One for ``cuda``; for ``cuda:N`` all up to that one."""
-    device = str(parameters.get("device", "cpu"))
-    if device == "cpu":
-        return 0
-    number = device.partition(":")[2]
-    return int(number) + 1 if number.isdigit() else 1
+    return devices_for(parameters) if provider in _TORCH else 0
 
 
 def _vllm_devices(parameters: Mapping[str, Any], where: str) -> int:

@@ -8,7 +8,7 @@ nothing but torch.
 
 from __future__ import annotations
 
-__all__ = ["ENGINE_PARAMETERS", "TransformersEngine", "check_device", "check_parameters"]
+__all__ = ["ENGINE_PARAMETERS", "TransformersEngine", "check_parameters"]
 
 import dataclasses
 import gc
@@ -21,9 +21,10 @@ from spider_worker.engines.base import Completion, EngineInfo, Usage
 from spider_worker.engines.chat import render
 from spider_worker.engines.options import check_names, refuse
 from spider_worker.engines.threaded import Outcome, Request, ThreadedEngine
+from spider_worker.torch_models.device import DEVICE, check_device, choose_device
 
 ENGINE_PARAMETERS: Final = {
-    "device": "cpu (default), cuda or cuda:N",
+    "device": DEVICE,
     "dtype": "float32, bfloat16, float16 or auto (default: float32 on the CPU, auto on a GPU)",
     "revision": "commit, tag or branch of the model",
     "max_model_len": "tokens of prompt and completion together (default: the model's)",
@@ -39,27 +40,13 @@ _NEAR: Final = 64  # tokens of prompt by which rows of a batch may always differ
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Raises NotSupported for an engine argument that is unknown or malformed."""
     check_names(parameters, ENGINE_PARAMETERS, where="model.parameters", engine="transformers")
-    device = str(parameters.get("device", "cpu"))
-    if device != "cpu" and device != "cuda" and not device.removeprefix("cuda:").isdigit():
-        refuse(f"model.parameters.device: expected cpu, cuda or cuda:N, not {device!r}.")
+    check_device(parameters, where="model.parameters")
     dtypes = ("float32", "bfloat16", "float16", "auto")
     if parameters.get("dtype", "auto") not in dtypes:
         refuse(f"model.parameters.dtype: expected one of {', '.join(dtypes)}.")
     length = parameters.get("max_model_len", 1)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         refuse(f"model.parameters.max_model_len: expected a whole number, not {length!r}.")
-
-
-def check_device(parameters: Mapping[str, Any]) -> None:
-    """Raises EngineUnavailable where the device is a GPU that is not here. Imports torch."""
-    import torch
-
-    device = str(parameters.get("device", "cpu"))
-    if device != "cpu" and not torch.cuda.is_available():
-        raise EngineUnavailable(
-            f"model.parameters.device is {device!r}, and this worker has no GPU that torch can "
-            "use. Set it to cpu, or run the job on a worker with a GPU."
-        )
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -90,7 +77,7 @@ class TransformersEngine(ThreadedEngine):
         check_parameters(self._parameters)
         self._name = model
         self._max_batch = max_batch
-        self._device = str(self._parameters.get("device", "cpu"))
+        self._device = ""  # of the loaded model
         self._model: Any = None
         self._tokenizer: Any = None
         self._context = 0
@@ -101,13 +88,12 @@ class TransformersEngine(ThreadedEngine):
 
     @property
     def info(self) -> EngineInfo:
-        devices = 0 if self._device == "cpu" else 1
-        return EngineInfo("transformers", capacity=4 * self._max_batch, devices=devices)
+        return EngineInfo("transformers", capacity=4 * self._max_batch)
 
     def _load(self) -> None:
 
         transformers: Any = importlib.import_module("transformers")
-        check_device(self._parameters)
+        self._device = choose_device(self._parameters, where="model.parameters")
         common: dict[str, Any] = {
             name: self._parameters[name]
             for name in ("revision", "trust_remote_code")
@@ -254,7 +240,6 @@ class TransformersEngine(ThreadedEngine):
         self._model = self._tokenizer = None
         self._waiting.clear()
         gc.collect()
-        if self._device != "cpu":
-            import torch
+        import torch
 
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing on the CPU

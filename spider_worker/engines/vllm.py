@@ -36,7 +36,6 @@ class VllmEngine(ThreadedEngine):
         self._model = model
         self._arguments = dict(arguments or {})
         vllm_options.check_engine_arguments(self._arguments)
-        self._devices = vllm_options.devices(self._arguments)
         self._seqs = int(self._arguments.get("max_num_seqs") or _DEFAULT_SEQS)
         self._engine: Any = None
         self._tokenizer: Any = None
@@ -47,7 +46,7 @@ class VllmEngine(ThreadedEngine):
     @property
     def info(self) -> EngineInfo:
         """The capacity is known for certain once the engine has started."""
-        return EngineInfo("vllm", capacity=_QUEUE_FACTOR * self._seqs, devices=self._devices)
+        return EngineInfo("vllm", capacity=_QUEUE_FACTOR * self._seqs)
 
     def _load(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

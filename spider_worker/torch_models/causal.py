@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from spider_sdk.errors import EngineUnavailable, NotSupported
+from spider_worker.torch_models.device import choose_device
 from spider_worker.torch_models.lean import LeanModel
 
 _FLAWS: Final = (OSError, ValueError, KeyError, ImportError, RuntimeError)
@@ -95,9 +96,7 @@ def load_model(name: str, parameters: Mapping[str, Any], *, where: str) -> Causa
     from spider_worker.torch_models.steps import is_lean
 
     transformers: Any = importlib.import_module("transformers")
-    device = str(parameters.get("device", "cpu"))
-    if device != "cpu":
-        _check_gpu(device, where)
+    device = choose_device(parameters, where=where)
     options: dict[str, Any] = {
         key: parameters[key]
         for key in ("revision", "trust_remote_code", "attn_implementation")
@@ -120,12 +119,3 @@ def load_model(name: str, parameters: Mapping[str, Any], *, where: str) -> Causa
     model.may_be_lean = is_lean(model)
     model.changed()  # what the trial made is not wanted yet
     return model
-
-
-def _check_gpu(device: str, where: str) -> None:
-    number = int(device.partition(":")[2] or 0)
-    if not torch.cuda.is_available() or number >= torch.cuda.device_count():
-        raise EngineUnavailable(
-            f"{where}.device is {device!r}, and this worker has no such GPU that torch can use. "
-            "Set it to cpu, or run the job on a worker with a GPU."
-        )

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from spider_sdk.errors import NotSupported
+from spider_worker.torch_models.device import DEVICE, check_device
 
 MODEL_PARAMETERS: Final = {
-    "device": "cpu (default), cuda or cuda:N",
+    "device": DEVICE,
     "dtype": "float32, bfloat16, float16 or auto (default: float32 on the CPU, auto on a GPU)",
     "revision": "commit, tag or branch of the model",
     "max_model_len": "tokens of prompt and completion together (default: the model's)",
@@ -38,11 +39,7 @@ def check_parameters(
                 f"{where}.{name}: {what} has no such option{hint}. "
                 f"It knows: {', '.join(sorted(known))}."
             )
-    device = str(parameters.get("device", "cpu"))
-    if device not in ("cpu", "cuda") and not (
-        device.startswith("cuda:") and device.removeprefix("cuda:").isdigit()
-    ):
-        raise NotSupported(f"{where}.device: expected cpu, cuda or cuda:N, not {device!r}.")
+    check_device(parameters, where=where)
     if parameters.get("dtype", "auto") not in _DTYPES:
         raise NotSupported(f"{where}.dtype: expected one of {', '.join(_DTYPES)}.")
     for name in ("max_model_len", "max_batch", "batch_tokens"):

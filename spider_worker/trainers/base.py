@@ -99,19 +99,23 @@ class ForwardBackward:
 @dataclasses.dataclass(frozen=True)
 class TrainerInfo:
     """``tokenizer`` is what ``transformers`` loads the student's tokenizer from. ``dense`` are the
-    objectives of DenseTargets that ``forward_backward`` takes. ``context`` None: unknown."""
+    objectives of DenseTargets that ``forward_backward`` takes. ``context`` None: unknown.
+    ``sampler`` is what samples from the student: ``torch``, ``vllm`` or ``tinker``."""
 
     name: str
     base_model: str
     tokenizer: str
     lora_rank: int
+    sampler: str
     dense: frozenset[str] = frozenset()
     context: int | None = None
-    devices: int = 0
 
 
 class AdapterServer(Protocol):
-    """An engine that samples from a base model under a LoRA adapter, which can be replaced."""
+    """An engine that samples from a base model under a LoRA adapter, which can be replaced.
+    ``name`` is that of what samples."""
+
+    name: str
 
     async def start(self) -> None: ...
 

@@ -44,7 +44,6 @@ class TorchTokenEngine:
         self._name, self._where = model, where
         self._parameters = dict(parameters or {})
         check_parameters(self._parameters, where=where)
-        self._gpu = str(self._parameters.get("device", "cpu")) != "cpu"
         self._model: CausalModel | None = None
         self._engine: ModelEngine | None = None
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
@@ -54,7 +53,7 @@ class TorchTokenEngine:
         """Before ``start``, without the context and the number of logits."""
         if self._engine is not None:
             return self._engine.info
-        return TokenEngineInfo(self._name, devices=int(self._gpu))
+        return TokenEngineInfo(self._name)
 
     async def start(self) -> None:
         from spider_worker.torch_models.causal import load_model
@@ -67,9 +66,9 @@ class TorchTokenEngine:
         self._engine = ModelEngine(
             self._lease,
             self._thread,
-            info=TokenEngineInfo(self._name, model.vocabulary, model.context, int(self._gpu)),
+            info=TokenEngineInfo(self._name, model.vocabulary, model.context),
             vocabulary=model.vocabulary,
-            max_batch=self._parameters.get("max_batch", 256 if self._gpu else 64),
+            max_batch=self._parameters.get("max_batch", 64 if model.device.type == "cpu" else 256),
             batch_tokens=self._parameters.get("batch_tokens", 16384),
         )
 
@@ -90,10 +89,9 @@ class TorchTokenEngine:
             await asyncio.to_thread(thread.shutdown)
             self._model = None
             gc.collect()
-            if self._gpu:
-                import torch
+            import torch
 
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # nothing on the CPU
 
     def _started(self) -> ModelEngine:
         if self._engine is None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from spider_sdk.errors import NotSupported, PipelineError
-from spider_worker.engines import vllm_options
 from spider_worker.engines.tokens import requests
 from spider_worker.engines.tokens.vllm_arguments import check_arguments
 from spider_worker.engines.tokens.vllm_process import (
@@ -48,7 +47,7 @@ class VllmTokenEngine:
         arguments = dict(arguments or {})
         check_arguments(arguments, where=where)
         self._process = VllmProcess(Setup(model, arguments, where, None))
-        self._info = TokenEngineInfo(model, devices=vllm_options.devices(arguments))
+        self._info = TokenEngineInfo(model)
         self._vocabulary: int | None = None
 
     @property
@@ -59,9 +58,7 @@ class VllmTokenEngine:
     async def start(self) -> None:
         facts = await self._process.start()
         self._vocabulary = facts.vocabulary
-        self._info = TokenEngineInfo(
-            self._info.name, facts.topk, facts.context - 1, self._info.devices
-        )
+        self._info = TokenEngineInfo(self._info.name, facts.topk, facts.context - 1)
 
     async def sample(self, prompt: Ids, n: int, params: SampleParams) -> list[SampledTokens]:
         return await _sample(self._process, prompt, n, params, self._vocabulary, self._info.context)
@@ -84,6 +81,8 @@ class VllmTokenEngine:
 class VllmAdapterServer:
     """AdapterServer over the base model ``model``. ``arguments`` as for VllmTokenEngine."""
 
+    name = "vllm"
+
     def __init__(
         self,
         model: str,
@@ -95,7 +94,7 @@ class VllmAdapterServer:
         arguments = dict(arguments or {})
         check_arguments(arguments, where=where)
         self._process = VllmProcess(Setup(model, arguments, where, lora_rank))
-        self._name, self._devices = model, vllm_options.devices(arguments)
+        self._name = model
         self._facts: Facts | None = None
         self._version = 0
 
@@ -108,7 +107,7 @@ class VllmAdapterServer:
             raise PipelineError("The vllm engine was used before start or after close.")
         self._version += 1
         await self._process.ask(Adapter(str(adapter), self._version))
-        info = TokenEngineInfo(self._name, 0, self._facts.context, self._devices)
+        info = TokenEngineInfo(self._name, 0, self._facts.context)
         return _AdapterEngine(self._process, self._version, info, self._facts.vocabulary)
 
     async def close(self) -> None:

@@ -83,7 +83,7 @@ def lora_slot(rank: int, ranks: Sequence[int]) -> int:
     if not fitting:
         raise NotSupported(
             f"lora_rank: vLLM serves adapters up to rank {max(ranks)}, not {rank}. Lower it, or set"
-            " model.provider to local, which samples without vLLM."
+            " model.provider to transformers, which samples without vLLM."
         )
     return fitting[0]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 __all__ = ["real_parts"]
 
 import functools
+import importlib.util
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from spider_worker.engines import registry as engines
 from spider_worker.engines.tokens import registry as tokens
 from spider_worker.engines.tokens.selftest import check_scorer
 from spider_worker.engines.tokens.text import load_text
+from spider_worker.engines.vllm_options import is_cpu_build
 from spider_worker.pipelines.base import JobContext
 from spider_worker.pipelines.onpolicy_train.parts import (
     AdapterRepo,
@@ -69,7 +71,7 @@ def real_parts(settings: WorkerSettings) -> Parts:
 
 def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Trainer:
     """The trainer of ``model.provider``: the Tinker service, or one here whose samples come from
-    torch (``local`` and ``transformers``) or from vLLM (``vllm``)."""
+    vLLM (``vllm``), from torch (``transformers``), or from what this worker has (``local``)."""
     model = ctx.job.model
     options = ctx.job.generation.on_policy_options
     assert options is not None
@@ -117,14 +119,17 @@ def _checkpoint(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> str
 def _adapter_server(
     policy: engines.EnginePolicy, provider: str, name: str, rank: int, parameters: dict[str, Any]
 ) -> AdapterServer | None:
-    """vLLM for the student's samples, where the provider asks for it. ``parameters.vllm``, which
-    is taken out, holds its own arguments; what says how the model is loaded holds for both."""
+    """vLLM for the student's samples; None for torch's. ``parameters.vllm``, which is taken out,
+    holds its own arguments; what says how the model is loaded holds for both."""
     arguments: Mapping[str, Any] = parameters.pop("vllm", None) or {}
-    if provider != "vllm":
+    if provider == "local":
+        why_not = _why_no_vllm(parameters)
+    else:
+        why_not = None if provider == "vllm" else f"is what provider {provider} does without"
+    if why_not is not None:
         if arguments:
             raise NotSupported(
-                "model.parameters.vllm is for provider vllm, which samples with it; set"
-                " model.provider to vllm, or remove it"
+                f"model.parameters.vllm: vLLM {why_not}; set model.provider to vllm, or remove it"
             )
         return None
     where = "model.parameters.vllm"
@@ -135,6 +140,18 @@ def _adapter_server(
     arguments = {**{key: parameters[key] for key in _LOADING if key in parameters}, **arguments}
     tokens.check_vllm(arguments, policy, where)
     return VllmAdapterServer(name, lora_rank=rank, arguments=arguments, where=where)
+
+
+def _why_no_vllm(parameters: Mapping[str, Any]) -> str | None:
+    """Why provider ``local`` has torch sample; None where vLLM does. On the CPU torch is the one
+    whose samples are the same after a resume, and with small models no slower."""
+    from spider_worker.torch_models.device import choose_device
+
+    if importlib.util.find_spec("vllm") is None or is_cpu_build():
+        return "is not installed on this worker for GPUs"
+    if choose_device(parameters, where="model.parameters") == "cpu":
+        return "samples on a GPU, and this student is on the CPU"
+    return None
 
 
 def _student_text(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> ModelText:

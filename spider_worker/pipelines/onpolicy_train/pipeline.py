@@ -313,13 +313,15 @@ class OnPolicyPipeline:
     async def _trainer(self, ctx: JobContext, seed: int) -> Trainer:
         async def build() -> Trainer:
             trainer = self._parts.trainer(ctx, seed)
-            await announce(ctx, "trainer.starting", f"{self._job.model.name} is being loaded")
+            said = f"{self._job.model.name} is being loaded; {trainer.info.sampler} samples from it"
+            await announce(ctx, "trainer.starting", said, {"sampler": trainer.info.sampler})
             try:
                 await trainer.start()
                 checkpoint = _first(
                     self._options.student_checkpoint_path, self._job.model.student_checkpoint_path
                 )
-                if checkpoint is not None:
+                # Behind a state there is nothing left of it, and it need not be there any more.
+                if checkpoint is not None and not ctx.load_state():
                     await trainer.load_weights(self._parts.checkpoint(ctx, checkpoint))
             except BaseException:
                 await trainer.close()

@@ -100,7 +100,6 @@ class LocalTrainer:
             raise NotSupported(f"lora_rank: expected a whole number from 1, not {lora_rank!r}.")
         self._name, self._rank, self._seed = model, lora_rank, seed
         self._server, self._checkpoint = server, checkpoint
-        self._gpu = str(self._parameters.get("device", "cpu")) != "cpu"
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self._model: CausalModel | None = None
         self._adapter: Adapter | None = None
@@ -116,9 +115,9 @@ class LocalTrainer:
             base_model=self._name,
             tokenizer=self._name,
             lora_rank=self._rank,
+            sampler="torch" if self._server is None else self._server.name,
             dense=frozenset({"cross_entropy", "jsd"}),
             context=self._model.context if self._model is not None else None,
-            devices=int(self._gpu),
         )
 
     async def start(self) -> None:
@@ -216,10 +215,9 @@ class LocalTrainer:
             await asyncio.to_thread(thread.shutdown)
             self._model = self._adapter = self._optimiser = None
             gc.collect()
-            if self._gpu:
-                import torch
+            import torch
 
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # nothing on the CPU
 
     @property
     def _micro_batch_tokens(self) -> int:
@@ -277,9 +275,9 @@ class LocalTrainer:
         return ModelEngine(
             lease,
             thread,
-            info=TokenEngineInfo(self._name, model.vocabulary, model.context, int(self._gpu)),
+            info=TokenEngineInfo(self._name, model.vocabulary, model.context),
             vocabulary=model.vocabulary,
-            max_batch=self._parameters.get("max_batch", 256 if self._gpu else 64),
+            max_batch=self._parameters.get("max_batch", 64 if model.device.type == "cpu" else 256),
             batch_tokens=self._parameters.get("batch_tokens", 16384),
         )
 

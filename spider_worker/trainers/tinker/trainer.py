@@ -80,6 +80,7 @@ class TinkerTrainer:
             base_model=self._name,
             tokenizer=self._tokenizer,
             lora_rank=self._rank,
+            sampler="tinker",
             dense=frozenset({"cross_entropy"} if self._habits.dense else ()),
             context=self._context,
         )

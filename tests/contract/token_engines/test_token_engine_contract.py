@@ -25,7 +25,6 @@ def test_info_says_what_it_can_do(kind: Kind) -> None:
     info = kind.engine.info
     assert info.name
     assert info.context == CONTEXT
-    assert info.devices == 0
 
 
 def test_a_scorer_says_how_many_it_returns_per_position(scorer: Kind) -> None:

@@ -203,7 +203,7 @@ def test_a_gpu_that_is_not_here_is_missed_when_the_job_is_planned(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineUnavailable, match="no GPU"):
+    with pytest.raises(EngineUnavailable, match="no such GPU"):
         check_engine(_model("transformers", parameters={"device": "cuda"}), GENERATION, policy=OPEN)
 
 
@@ -235,8 +235,8 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}
     assert needed("vllm") == 1
     assert needed("vllm", parameters=sizes) == 8
-    assert needed("transformers") == 0
-    assert needed("transformers", parameters={"device": "cuda"}) == 1
+    assert needed("transformers") == needed("transformers", parameters={"device": "cuda"}) == 1
+    assert needed("transformers", parameters={"device": "cpu"}) == 0
     assert needed() == 0
     with pytest.raises(NotSupported, match="tensor_parallel_size"):
         needed("vllm", parameters={"tensor_parallel_size": "four"})
@@ -247,7 +247,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("student", "parameters", "teacher", "count"),
     [
-        ("local", {}, {}, 0),
+        ("local", {}, {}, 1),
+        ("local", {"device": "cpu"}, {"parameters": {"device": "cpu"}}, 0),
+        ("tinker", {}, {"provider": "local"}, 1),
         ("local", {"device": "cuda"}, {}, 1),
         ("local", {"device": "cuda"}, {"parameters": {"device": "cuda:1"}}, 2),
         ("vllm", {"device": "cuda", "vllm": {"tensor_parallel_size": 2}}, {"provider": "local"}, 2),

@@ -262,7 +262,7 @@ def test_info_and_life(tiny_model: Path, runner: asyncio.Runner) -> None:
     with pytest.raises(PipelineError, match="before start"):
         runner.run(engine.compute_logprobs(TOKENS))
     runner.run(engine.start())
-    assert (engine.info.topk, engine.info.context, engine.info.devices) == (512, 1024, 0)
+    assert (engine.info.topk, engine.info.context) == (512, 1024)
     runner.run(engine.close())
     runner.run(engine.close())
     with pytest.raises(PipelineError, match="after close"):

@@ -1,0 +1,84 @@
+"""What samples from a student that is trained on this worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from spider_sdk.config import parse_job
+from spider_sdk.config.model import JobConfig
+from spider_sdk.errors import NotSupported
+from spider_worker.pipelines.onpolicy_train import build
+from spider_worker.settings import WorkerSettings
+from tests.support.distil import Models, training_job
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A worker of the parameter's GPUs and of the build of vLLM that it names, if any."""
+    gpus, vllm = request.param
+    real = importlib.util.find_spec
+
+    def find(name: str, *more: Any) -> Any:
+        return (object() if vllm else None) if name == "vllm" else real(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr(build, "is_cpu_build", lambda: vllm == "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+def sampler(models: Models, state: Path, provider: str, **parameters: Any) -> str:
+    job = parse_job(
+        training_job(models, model={"provider": provider, "parameters": parameters or {}})
+    )
+    assert isinstance(job, JobConfig)
+    settings = WorkerSettings(data_roots=str(models.root), state=state)
+    ctx: Any = SimpleNamespace(job=job, secrets={})
+    trainer = build.real_parts(settings).trainer(ctx, 1)
+    assert dataclasses.is_dataclass(trainer.info)
+    return trainer.info.sampler
+
+
+@pytest.mark.parametrize(
+    ("worker", "provider", "parameters", "found"),
+    [
+        ((1, "gpu"), "local", {}, "vllm"),
+        ((1, "gpu"), "local", {"vllm": {"enforce_eager": True}}, "vllm"),
+        ((1, "gpu"), "local", {"device": "cpu"}, "torch"),
+        ((1, "gpu"), "transformers", {}, "torch"),
+        ((1, None), "local", {}, "torch"),
+        ((0, "gpu"), "local", {}, "torch"),
+        ((0, "cpu"), "local", {}, "torch"),
+        ((0, "cpu"), "vllm", {}, "vllm"),
+    ],
+    indirect=["worker"],
+)
+@pytest.mark.usefixtures("worker")
+def test_what_samples(
+    models: Models, tmp_path: Path, provider: str, parameters: dict[str, Any], found: str
+) -> None:
+    assert sampler(models, tmp_path, provider, **parameters) == found
+
+
+@pytest.mark.parametrize(
+    ("worker", "provider", "why"),
+    [
+        ((1, None), "local", "is not installed on this worker for GPUs"),
+        ((0, "gpu"), "local", "this student is on the CPU"),
+        ((1, "gpu"), "transformers", "what provider transformers does without"),
+    ],
+    indirect=["worker"],
+)
+@pytest.mark.usefixtures("worker")
+def test_arguments_for_a_vllm_that_does_not_sample_are_refused(
+    models: Models, tmp_path: Path, provider: str, why: str
+) -> None:
+    with pytest.raises(NotSupported, match=rf"model\.parameters\.vllm: vLLM .*{why}.*provider to"):
+        sampler(models, tmp_path, provider, vllm={"enforce_eager": True})
