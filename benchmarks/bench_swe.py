@@ -51,7 +51,7 @@ class Size:
     latency: float = 0.1
     rounds: int = 2
     scaling_instances: int = 8
-    scaling_turns: int = 4
+    scaling_turns: int = 10
     scaling_workers: int = 4
     scaling_latency: float = 1.0
     scaling_rounds: int = 3
