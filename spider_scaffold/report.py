@@ -30,6 +30,8 @@ class Summary:
         return runs, judged, resolved
 
     def lines(self) -> list[str]:
+        if not self.statuses:
+            return ["no instance has come to an end"]
         width = max(map(len, ("status", "all", *self.statuses)))
         lines = [f"{'status':<{width}}   runs  judged  resolved"]
         lines += [_line(status, width, *counts) for status, counts in self.statuses.items()]

@@ -219,9 +219,5 @@ def test_the_table(output: Path) -> None:
         "all           6       2         1",
         "cost: $3.00, and 1 attempt of unknown cost",
     ]
-    assert summary(read_index(output.with_name("none"))).lines()[-1].split() == [
-        "all",
-        "0",
-        "0",
-        "-",
-    ]
+    nothing = summary(read_index(output.with_name("none")))
+    assert nothing.lines() == ["no instance has come to an end"]
