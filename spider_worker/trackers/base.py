@@ -68,7 +68,7 @@ class Backend(Protocol):
     def start(self) -> Opened: ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Steps come in order, each once."""
+        """Steps come in order, each once, but for an evaluation that a step had later."""
 
     def finish(self, status: str) -> Closing:
         """``status`` is how training ended: ``failed``, or ``Progress.ended``."""

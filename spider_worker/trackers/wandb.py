@@ -42,6 +42,7 @@ class WandbBackend:
             )
         self._spec = spec
         self._run: Any = None
+        self._logged = -1  # the newest step
 
     def check(self) -> None:
         if self._spec.offline:
@@ -71,6 +72,11 @@ class WandbBackend:
         return Opened(last, str(self._run.url))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step <= self._logged:
+            # The curve takes no more of that step; the run's last figures do.
+            self._run.summary.update(dict(metrics))
+            return
+        self._logged = step
         # With a step the SDK keeps a point back for more figures of it, unless told otherwise.
         self._run.log(dict(metrics), step=step, commit=True)
 

@@ -104,6 +104,19 @@ def test_a_run_is_checked_logged_and_finished(server: WandbServer, tmp_path: Pat
     assert tracker.finish("data") == {}  # once is enough
 
 
+def test_an_evaluation_that_comes_late_is_in_the_summary(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    tracker = make(tracked(tmp_path, secrets(server)))
+    tracker.start(write_metrics(tmp_path / "metrics.jsonl", ()))
+    log(tracker, range(1, 4))
+    tracker.log(3, {"eval/kl": 0.25})
+    tracker.finish("data")
+    run = server.run("sums", RUN)
+    assert run.steps == [1, 2, 3]
+    assert (run.summary["kl"], run.summary["eval/kl"]) == (0.3, 0.25)
+
+
 def test_a_failed_run_is_shown_as_one(server: WandbServer, tmp_path: Path) -> None:
     tracker = make(tracked(tmp_path, secrets(server)))
     tracker.start(write_metrics(tmp_path / "metrics.jsonl", ()))
