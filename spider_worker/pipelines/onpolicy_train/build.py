@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from spider_sdk.config.model import JobConfig, ProcessorConfig, TeacherConfig
 from spider_sdk.config.services import student_service, teacher_service
@@ -35,8 +35,14 @@ from spider_worker.trainers.base import AdapterServer, Trainer
 
 log = logging.getLogger(__name__)
 
-#: Parameters of the trainer's that mean the same to vLLM.
-_LOADING = ("dtype", "max_model_len", "revision", "trust_remote_code")
+#: Parameters of the trainer's that mean something to vLLM, and what it calls them.
+_SHARED: Final = {
+    "dtype": "dtype",
+    "max_batch": "max_num_seqs",
+    "max_model_len": "max_model_len",
+    "revision": "revision",
+    "trust_remote_code": "trust_remote_code",
+}
 
 
 def real_parts(settings: WorkerSettings) -> Parts:
@@ -120,7 +126,7 @@ def _adapter_server(
     policy: engines.EnginePolicy, provider: str, name: str, rank: int, parameters: dict[str, Any]
 ) -> AdapterServer | None:
     """vLLM for the student's samples; None for torch's. ``parameters.vllm``, which is taken out,
-    holds its own arguments; what says how the model is loaded holds for both."""
+    holds its own arguments; what else ``parameters`` says holds for it as well."""
     arguments: Mapping[str, Any] = parameters.pop("vllm", None) or {}
     if provider == "local":
         why_not = _why_no_vllm(parameters)
@@ -137,7 +143,8 @@ def _adapter_server(
         raise NotSupported(f"{where}: expected a mapping of vLLM's arguments, not {arguments!r}")
     from spider_worker.engines.tokens.vllm import VllmAdapterServer
 
-    arguments = {**{key: parameters[key] for key in _LOADING if key in parameters}, **arguments}
+    shared = {its: parameters[ours] for ours, its in _SHARED.items() if ours in parameters}
+    arguments = {**shared, **arguments}
     tokens.check_vllm(arguments, policy, where)
     return VllmAdapterServer(name, lora_rank=rank, arguments=arguments, where=where)
 

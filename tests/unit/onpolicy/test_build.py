@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,16 +33,14 @@ def worker(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
 
 
-def sampler(models: Models, state: Path, provider: str, **parameters: Any) -> str:
+def trainer(models: Models, state: Path, provider: str, **parameters: Any) -> Any:
     job = parse_job(
         training_job(models, model={"provider": provider, "parameters": parameters or {}})
     )
     assert isinstance(job, JobConfig)
     settings = WorkerSettings(data_roots=str(models.root), state=state)
     ctx: Any = SimpleNamespace(job=job, secrets={})
-    trainer = build.real_parts(settings).trainer(ctx, 1)
-    assert dataclasses.is_dataclass(trainer.info)
-    return trainer.info.sampler
+    return build.real_parts(settings).trainer(ctx, 1)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +61,15 @@ def sampler(models: Models, state: Path, provider: str, **parameters: Any) -> st
 def test_what_samples(
     models: Models, tmp_path: Path, provider: str, parameters: dict[str, Any], found: str
 ) -> None:
-    assert sampler(models, tmp_path, provider, **parameters) == found
+    assert trainer(models, tmp_path, provider, **parameters).info.sampler == found
+
+
+@pytest.mark.parametrize("worker", [(0, "cpu")], indirect=True)
+@pytest.mark.usefixtures("worker")
+def test_vllm_is_told_what_holds_for_the_student(models: Models, tmp_path: Path) -> None:
+    given = {"dtype": "float32", "max_batch": 7, "lora_alpha": 8, "vllm": {"dtype": "bfloat16"}}
+    server = trainer(models, tmp_path, "vllm", **given)._server
+    assert server._process._setup.arguments == {"dtype": "bfloat16", "max_num_seqs": 7}
 
 
 @pytest.mark.parametrize(
@@ -81,4 +86,4 @@ def test_arguments_for_a_vllm_that_does_not_sample_are_refused(
     models: Models, tmp_path: Path, provider: str, why: str
 ) -> None:
     with pytest.raises(NotSupported, match=rf"model\.parameters\.vllm: vLLM .*{why}.*provider to"):
-        sampler(models, tmp_path, provider, vllm={"enforce_eager": True})
+        trainer(models, tmp_path, provider, vllm={"enforce_eager": True})
