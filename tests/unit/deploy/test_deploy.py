@@ -112,6 +112,21 @@ def test_services_are_redis_the_api_and_a_worker_a_queue(compose: dict[str, Any]
             assert service["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
+def test_services_of_one_host_share_the_locks_on_its_gpus(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    having = [name for name, service in services.items() if "deploy" in service]
+    assert having == ["offline-gen", "onpolicy-train"]
+    for name in having:
+        assert "devices:/var/lib/spider/worker/devices" in services[name]["volumes"]
+        (made,) = re.findall(r"install -d -o spider -g spider ([^&]*)", _run_lines(name))
+        assert "/var/lib/spider/worker/devices" in made.split()
+    assert {"redis", "artifacts", "devices"} == set(compose["volumes"])
+
+
+def _run_lines(name: str) -> str:
+    return " ".join(arguments(DEPLOY / f"Dockerfile.{name}", "RUN"))
+
+
 def test_redis_keeps_every_write_and_never_evicts(compose: dict[str, Any]) -> None:
     words = compose["services"]["redis"]["command"]
     options = dict(zip(words[1::2], words[2::2], strict=True))
