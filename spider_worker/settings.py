@@ -45,7 +45,9 @@ class WorkerSettings:
     """What one worker may do on its host."""
 
     devices: str | None = setting(
-        None, "Accelerators of this worker, comma-separated (default: CUDA_VISIBLE_DEVICES or all)."
+        None,
+        "Accelerators of this worker, comma-separated, or none (default: CUDA_VISIBLE_DEVICES, else"
+        " all).",
     )
     state: Path = setting(Path(".spider/worker"), "Folder for device locks and scratch data.")
     runner_idle: float = setting(120.0, "Seconds a runner keeps its engine for the next job.")

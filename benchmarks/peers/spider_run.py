@@ -19,9 +19,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 SIGNALS = ("sampled", "topk", "full", "auto")
+
+
+CPU: Final = {"device": "cpu"}  # as GOLD is told
 
 
 class Clock:
@@ -139,7 +142,7 @@ def _job(spec: dict[str, Any], prompts: str, digest: str) -> Any:
     )
 
     options = OnPolicyOptions(
-        teacher=(TeacherConfig(spec["teacher"], signal=spec["signal"]),),
+        teacher=(TeacherConfig(spec["teacher"], signal=spec["signal"], parameters=CPU),),
         learning_rate=spec["learning_rate"],
         groups_per_batch=spec["prompts_a_step"],
         group_size=spec["samples"],
@@ -152,8 +155,9 @@ def _job(spec: dict[str, Any], prompts: str, digest: str) -> Any:
         seed=spec["seed"],
         eval_examples=0,
     )
+    parameters = {"lora_alpha": spec["lora_alpha"], **CPU}
     return JobConfig(
-        model=ModelConfig("local", spec["student"], {"lora_alpha": spec["lora_alpha"]}),
+        model=ModelConfig("local", spec["student"], parameters),
         source=SourceConfig(
             prompts,
             field="question",

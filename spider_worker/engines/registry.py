@@ -219,13 +219,13 @@ def devices_needed(job: JobConfig) -> int:
     if not job.generation.on_policy or options is None:
         return _engine_devices(job.model.provider, job.model.parameters, "model.parameters")
     student = job.model
-    needs = [devices_for(student.parameters) if student.provider in _TORCH else 0]
-    if student.provider == "vllm":
+    needs = [0]
+    if student.provider in (*_TORCH, "vllm"):
+        needs.append(devices_for(student.parameters))
+    # A student of provider local is sampled by vLLM too, where it is on a GPU.
+    if student.provider == "vllm" or (student.provider == "local" and needs[-1]):
         arguments = student.parameters.get("vllm") or {}
-        needs += [
-            devices_for(student.parameters),
-            _vllm_devices(arguments, "model.parameters.vllm"),
-        ]
+        needs.append(_vllm_devices(arguments, "model.parameters.vllm"))
     for teacher in options.teacher:
         if teacher.base_url is None:
             provider = teacher.provider or student.provider

@@ -11,8 +11,12 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import Final
 
 from spider_sdk.errors import EngineUnavailable
+
+#: A folder a GPU; none where there is no driver.
+DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +42,13 @@ class DevicePool:
 
     @classmethod
     def of_host(cls, devices: str | None, folder: Path) -> DevicePool:
-        """``devices`` as configured, else CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
+        """``devices`` as configured (``none``: no device), else CUDA_VISIBLE_DEVICES, else what
+        the driver lists."""
         text = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
         if text is None:
-            text = ",".join(_nvidia_smi())
+            text = ",".join(_of_driver())
+        elif text == "none":
+            text = ""
         return cls(tuple(part.strip() for part in text.split(",") if part.strip()), folder)
 
     def take(self, count: int) -> Devices | None:
@@ -80,7 +87,9 @@ class DevicePool:
         return lock
 
 
-def _nvidia_smi() -> list[str]:
+def _of_driver() -> list[str]:
+    """What nvidia-smi lists; where there is none, as in some containers, as many as the kernel's
+    driver knows."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],  # noqa: S607 (operator's PATH)
@@ -90,5 +99,5 @@ def _nvidia_smi() -> list[str]:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return []  # no driver: a worker without accelerators
+        return [str(number) for number, _ in enumerate(DRIVER.glob("*"))]
     return listing.stdout.split()

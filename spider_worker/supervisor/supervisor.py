@@ -251,10 +251,8 @@ class Supervisor:
             env["SPIDER_DATA_ROOTS"] = absolute_roots(self._settings.data_roots)
         # mimalloc keeps what Arrow freed, which makes memory grow with the data that was read.
         env.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-        # Also where it takes none: what it did not lock is not its own. A worker that was told of
-        # no device has none, whatever the machine has.
-        if self._devices.ids or self._settings.devices is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.ids)
+        # Also where it takes none: what it did not lock is not its own.
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.ids)
         command = [python, "-m", "spider_worker.runner"]
         folder = self._settings.state.absolute() / "runners"
         try:

@@ -34,10 +34,11 @@ def devices_for(parameters: Mapping[str, Any]) -> int:
 
 
 def choose_device(parameters: Mapping[str, Any], *, where: str) -> str:
-    """``cpu``, ``cuda`` or ``cuda:N``. Imports torch. Raises EngineUnavailable where the device
-    is a GPU that is not here."""
+    """``cpu``, ``cuda`` or ``cuda:N``. Imports torch. Raises NotSupported as ``check_device``, and
+    EngineUnavailable where the device is a GPU that is not here."""
     import torch
 
+    check_device(parameters, where=where)
     device = _device(parameters)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":

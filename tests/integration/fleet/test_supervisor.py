@@ -127,6 +127,21 @@ def test_a_runner_sees_as_many_devices_as_its_model_takes_and_no_key_of_the_flee
     assert not [line for line in lines if line.startswith("SPIDER_SECRET_KEY")]
 
 
+@pytest.mark.parametrize("devices", ["none", "0"])
+def test_a_runner_that_takes_no_device_sees_none(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    """Whatever the machine has: nobody locked one for it."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen = tmp_path / "seen"
+    python = script(tmp_path, f"env > {seen}")
+    asked = {"device": "cpu" if devices == "0" else "auto"}
+    model = {"provider": "transformers", "name": "m", "parameters": asked}
+    worker = settings(tmp_path, devices=devices, python_offline_gen=python)
+    Supervisor(fleet, worker).work(submit(fleet, model=model))
+    assert "CUDA_VISIBLE_DEVICES=" in seen.read_text().splitlines()
+
+
 def test_a_model_of_four_devices_is_refused_where_there_are_two(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ("student", "parameters", "teacher", "count"),
     [
         ("local", {}, {}, 1),
+        ("local", {"vllm": {"tensor_parallel_size": 2}}, {}, 2),
         ("local", {"device": "cpu"}, {"parameters": {"device": "cpu"}}, 0),
         ("tinker", {}, {"provider": "local"}, 1),
         ("local", {"device": "cuda"}, {}, 1),

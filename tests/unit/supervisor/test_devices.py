@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spider_sdk.errors import EngineUnavailable
+from spider_worker.supervisor import devices
 from spider_worker.supervisor.devices import DevicePool
 
 
@@ -18,7 +19,21 @@ def test_devices_come_from_the_setting_then_the_environment(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert DevicePool.of_host("0, 1,2", tmp_path).ids == ("0", "1", "2")
     assert DevicePool.of_host(None, tmp_path).ids == ("4", "5")
-    assert DevicePool.of_host("", tmp_path).ids == ()
+    assert DevicePool.of_host("none", tmp_path).ids == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert DevicePool.of_host(None, tmp_path).ids == ()
+
+
+def test_without_nvidia_smi_they_are_those_of_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "gpus")
+    assert DevicePool.of_host(None, tmp_path).ids == ()
+    for name in ("0000:18:00.0", "0000:2a:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    assert DevicePool.of_host(None, tmp_path).ids == ("0", "1")
 
 
 def test_a_runner_gets_as_many_as_it_needs_and_nobody_else_gets_those(tmp_path: Path) -> None:
@@ -34,8 +49,8 @@ def test_a_runner_gets_as_many_as_it_needs_and_nobody_else_gets_those(tmp_path: 
     again = pool.take(2)
     assert again is not None
     assert again.ids == ("0", "1")
-    for devices in (again, second):
-        devices.release()
+    for taken in (again, second):
+        taken.release()
 
 
 def test_two_workers_of_one_host_share_the_locks(tmp_path: Path) -> None:
