@@ -53,7 +53,7 @@ class Checkpoints:
 
     async def restore(self, state: Mapping[str, Any]) -> int:
         """The reverse; returns the step. Raises FatalJobError for a state of another trainer, base
-        model or rank, and for one that the service has not."""
+        model or rank, Gone for one that the service has not."""
         self._check(state)
         path = str(state["path"])
         await self._load(path, "load_state_with_optimizer")
@@ -87,30 +87,38 @@ class Checkpoints:
         saved = await self._service.call(
             "saving the adapter", self._client, "save_weights_for_sampler", name
         )
-        with tempfile.TemporaryDirectory(prefix="spider-tinker-") as scratch:
-            archive = Path(scratch) / "archive"
-            await self._service.download(await self._archive_url(str(saved.path)), archive)
-            await asyncio.to_thread(unpack, archive, folder)
-        await self._delete(str(saved.path))  # they are here now
+        path = str(saved.path)
+        try:
+            with tempfile.TemporaryDirectory(prefix="spider-tinker-") as scratch:
+                archive = Path(scratch) / "archive"
+                await self._service.download(await self._archive_url(path), archive)
+                await asyncio.to_thread(unpack, archive, folder)
+        finally:
+            await self._delete(path)  # here now, or to be saved anew
 
     async def _export_files(self, folder: Path, name: str) -> None:
         """The way of later versions of the SDK, which have no archives."""
         saved = await self._service.call(
             "saving the adapter", self._client, "save_weights_external", name
         )
-        found = await self._ask(
-            "asking for the adapter's files", "get_external_weights_urls", str(saved.path)
-        )
-        urls = {path.rpartition("/")[2]: url for path, url in found.urls.items()}
+        path = str(saved.path)
+        try:
+            await self._download_files(folder, path)
+        finally:
+            await self._delete(path)
+
+    async def _download_files(self, folder: Path, path: str) -> None:
+        what = "asking for the adapter's files"
+        found = await self._ask(what, "get_external_weights_urls", path)
+        urls = {name.rpartition("/")[2]: url for name, url in found.urls.items()}
         missing = sorted(set(ADAPTER_FILES) - urls.keys())
         if missing:
             raise FatalJobError(
-                f"the checkpoint {saved.path} of {self._service.name} has no {', '.join(missing)}"
+                f"the checkpoint {path} of {self._service.name} has no {', '.join(missing)}"
                 f" but {', '.join(sorted(urls)) or 'no file'}"
             )
         for file in ADAPTER_FILES:
             await self._service.download(urls[file], folder / file)
-        await self._delete(str(saved.path))
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -166,7 +174,7 @@ class Checkpoints:
             except Gone:
                 raise  # another session may find it
             except Refusal as error:
-                if last:
+                if last or error.status != 400:
                     raise FatalJobError(
                         f"{self._service.name} does not load {path!r}: {error.detail}"
                     ) from error
