@@ -18,8 +18,8 @@ Described = dict[str, Any]
 
 _SAID: Final = {
     "model.provider": "vllm and transformers run in the worker; openai is any OpenAI-compatible "
-    "server. A student is trained by tinker (the service), or in the worker: local (or "
-    "transformers), and vllm, which samples with vLLM.",
+    "server. A student is trained by tinker (the service), or in the worker: local (vLLM samples "
+    "from it on a GPU, where it is installed, else torch), transformers (torch samples), vllm.",
     "model.base_url": "Of provider openai or tinker. Without one: the provider's own.",
     "model.api_key": "Taken out of the job before it is stored; better sent in env, under the "
     "name in api_key_env.",

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 __all__ = ["real_parts"]
 
+import contextlib
 import functools
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from spider_sdk.config.model import JobConfig, ProcessorConfig, TeacherConfig
 from spider_sdk.config.services import student_service, teacher_service
-from spider_sdk.errors import NotSupported
+from spider_sdk.errors import FatalJobError, NotSupported
 from spider_worker.engines import registry as engines
 from spider_worker.engines.tokens import registry as tokens
 from spider_worker.engines.tokens.selftest import check_scorer
@@ -95,7 +96,8 @@ def _trainer(policy: engines.EnginePolicy, ctx: JobContext, seed: int) -> Traine
         )
     if model.provider not in ("local", "transformers", "vllm"):
         raise NotSupported(
-            f"model.provider: {model.provider!r} trains nothing; use tinker, local or vllm"
+            f"model.provider: {model.provider!r} trains nothing; use tinker, local, transformers or"
+            " vllm"
         )
     if model.base_url:
         raise NotSupported(
@@ -128,17 +130,12 @@ def _adapter_server(
     """vLLM for the student's samples; None for torch's. ``parameters.vllm``, which is taken out,
     holds its own arguments; what else ``parameters`` says holds for it as well."""
     arguments: Mapping[str, Any] = parameters.pop("vllm", None) or {}
-    if provider == "local":
-        why_not = _why_no_vllm(parameters)
-    else:
-        why_not = None if provider == "vllm" else f"is what provider {provider} does without"
+    where = "model.parameters.vllm"
+    why_not = _why_no_vllm(provider, parameters)
     if why_not is not None:
         if arguments:
-            raise NotSupported(
-                f"model.parameters.vllm: vLLM {why_not}; set model.provider to vllm, or remove it"
-            )
+            raise NotSupported(f"{where}: torch samples from this student: {why_not}")
         return None
-    where = "model.parameters.vllm"
     if not isinstance(arguments, Mapping):
         raise NotSupported(f"{where}: expected a mapping of vLLM's arguments, not {arguments!r}")
     from spider_worker.engines.tokens.vllm import VllmAdapterServer
@@ -146,19 +143,53 @@ def _adapter_server(
     shared = {its: parameters[ours] for ours, its in _SHARED.items() if ours in parameters}
     arguments = {**shared, **arguments}
     tokens.check_vllm(arguments, policy, where)
-    return VllmAdapterServer(name, lora_rank=rank, arguments=arguments, where=where)
+    server = VllmAdapterServer(name, lora_rank=rank, arguments=arguments, where=where)
+    return server if provider == "vllm" else _Unasked(server)
 
 
-def _why_no_vllm(parameters: Mapping[str, Any]) -> str | None:
-    """Why provider ``local`` has torch sample; None where vLLM does. On the CPU torch is the one
-    whose samples are the same after a resume, and with small models no slower."""
+def _why_no_vllm(provider: str, parameters: Mapping[str, Any]) -> str | None:
+    """Why torch samples, and what to do about it; None where vLLM does. Of provider ``local`` it
+    does on a GPU: on the CPU torch is the one whose samples are the same after a resume, and with
+    small models no slower."""
     from spider_worker.torch_models.device import choose_device
 
-    if importlib.util.find_spec("vllm") is None or is_cpu_build():
-        return "is not installed on this worker for GPUs"
-    if choose_device(parameters, where="model.parameters") == "cpu":
-        return "samples on a GPU, and this student is on the CPU"
+    if provider == "vllm":
+        return None
+    if provider == "transformers":
+        return "provider transformers asks for that. Set model.provider to vllm, or remove it"
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed on this worker. Remove it, or use a worker that has vLLM"
+    if is_cpu_build() or choose_device(parameters, where="model.parameters") == "cpu":
+        return "it is on the CPU. Set model.provider to vllm to have vLLM sample, or remove it"
     return None
+
+
+class _Unasked:
+    """An AdapterServer that the job did not ask for by name: its errors say how to do without."""
+
+    def __init__(self, server: AdapterServer) -> None:
+        self._server = server
+        self.name = server.name
+
+    async def start(self) -> None:
+        with _said_how_to_do_without():
+            await self._server.start()
+
+    async def serve(self, adapter: Path) -> TokenEngine:
+        with _said_how_to_do_without():
+            return await self._server.serve(adapter)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+
+@contextlib.contextmanager
+def _said_how_to_do_without() -> Iterator[None]:
+    try:
+        yield
+    except FatalJobError as error:
+        error.add_note("set model.provider to transformers to have torch sample from the student")
+        raise
 
 
 def _student_text(policy: engines.EnginePolicy, ctx: JobContext, name: str) -> ModelText:

@@ -312,7 +312,7 @@ class OnPolicyPipeline:
 
     async def _trainer(self, ctx: JobContext, seed: int) -> Trainer:
         async def build() -> Trainer:
-            trainer = self._parts.trainer(ctx, seed)
+            trainer = await asyncio.to_thread(self._parts.trainer, ctx, seed)
             said = f"{self._job.model.name} is being loaded; {trainer.info.sampler} samples from it"
             await announce(ctx, "trainer.starting", said, {"sampler": trainer.info.sampler})
             try:

@@ -74,6 +74,7 @@ class Training:
         self._unsaved = False
         self._between = False  # the weights are those of no whole step
         self._learnt: Sequence[Datum] = ()  # of the last batch
+        self._sound = progress.step  # the step whose weights are known to give numbers
         # Of rows before this attempt's; it has met the held-out rows again by now.
         stream = bench.stream
         seen = (stream.errors, stream.dropped) if progress.step else (0, 0)
@@ -206,6 +207,7 @@ class Training:
                 figures["seconds/train"] = time.monotonic() - trained
                 if not _finite(batch.data, now):
                     raise Diverged(f"the weights after step {step} give no numbers. {_CURE}")
+                self._sound = step
                 figures["post_kl"] = _moved(batch.data, now)
             evaluated = time.monotonic()
             if await self._evaluates(step):
@@ -326,9 +328,11 @@ class Training:
     async def _save_if_sound(self, *, checkpoint: bool) -> None:
         """Save. Raises Diverged in place of giving up the last good state for weights that are
         worth nothing."""
-        probed = self._learnt[:_PROBED]
-        if probed and not _finite(probed, await self._bench.trainer.forward(probed)):
-            raise Diverged(f"the weights after step {self._progress.step} give no numbers. {_CURE}")
+        step, probed = self._progress.step, self._learnt[:_PROBED]
+        if step != self._sound:
+            if not _finite(probed, await self._bench.trainer.forward(probed)):
+                raise Diverged(f"the weights after step {step} give no numbers. {_CURE}")
+            self._sound = step
         await self._save(checkpoint=checkpoint)
 
     async def _save(self, *, checkpoint: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import torch
 
 from spider_sdk.config import parse_job
 from spider_sdk.config.model import JobConfig
-from spider_sdk.errors import NotSupported
+from spider_sdk.errors import EngineUnavailable, NotSupported
+from spider_worker.engines.tokens.vllm import VllmAdapterServer
 from spider_worker.pipelines.onpolicy_train import build
 from spider_worker.settings import WorkerSettings
 from tests.support.distil import Models, training_job
@@ -72,12 +74,41 @@ def test_vllm_is_told_what_holds_for_the_student(models: Models, tmp_path: Path)
     assert server._process._setup.arguments == {"dtype": "bfloat16", "max_num_seqs": 7}
 
 
+@pytest.mark.parametrize("worker", [(1, "gpu")], indirect=True)
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(("provider", "hinted"), [("local", True), ("vllm", False)])
+def test_a_vllm_that_nobody_asked_for_says_how_to_do_without(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, hinted: bool
+) -> None:
+    async def fail(_: Any, *given: Any) -> None:
+        raise EngineUnavailable("no such architecture")
+
+    monkeypatch.setattr(VllmAdapterServer, "start", fail)
+    monkeypatch.setattr(VllmAdapterServer, "serve", fail)
+    server = trainer(models, tmp_path, provider)._server
+    for call in (server.start(), server.serve(tmp_path)):
+        with pytest.raises(EngineUnavailable, match="no such architecture") as caught:
+            asyncio.run(call)
+        assert ("model.provider to transformers" in caught.value.message) is hinted
+    asyncio.run(server.close())
+
+
+@pytest.mark.parametrize("worker", [(0, "gpu")], indirect=True)
+@pytest.mark.usefixtures("worker")
+def test_a_device_that_is_none_is_called_so_whatever_samples(
+    models: Models, tmp_path: Path
+) -> None:
+    with pytest.raises(NotSupported, match=r"device: expected auto, cpu, cuda or cuda:N"):
+        trainer(models, tmp_path, "local", device="gpu")
+
+
 @pytest.mark.parametrize(
     ("worker", "provider", "why"),
     [
-        ((1, None), "local", "is not installed on this worker for GPUs"),
-        ((0, "gpu"), "local", "this student is on the CPU"),
-        ((1, "gpu"), "transformers", "what provider transformers does without"),
+        ((1, None), "local", "vLLM is not installed on this worker"),
+        ((0, "gpu"), "local", "on the CPU. Set model.provider to vllm"),
+        ((1, "cpu"), "local", "on the CPU. Set model.provider to vllm"),
+        ((1, "gpu"), "transformers", "asks for that. Set model.provider to vllm"),
     ],
     indirect=["worker"],
 )
@@ -85,5 +116,5 @@ def test_vllm_is_told_what_holds_for_the_student(models: Models, tmp_path: Path)
 def test_arguments_for_a_vllm_that_does_not_sample_are_refused(
     models: Models, tmp_path: Path, provider: str, why: str
 ) -> None:
-    with pytest.raises(NotSupported, match=rf"model\.parameters\.vllm: vLLM .*{why}.*provider to"):
+    with pytest.raises(NotSupported, match=rf"model\.parameters\.vllm: torch samples .*{why}"):
         trainer(models, tmp_path, provider, vllm={"enforce_eager": True})
