@@ -113,10 +113,10 @@ class TrackerProcess:
         for step, figures in records(metrics):
             self.log(step, figures)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], *, late: bool = False) -> None:
         """Neither blocks nor raises. Steps that the tracker holds already are left out, and so
-        are figures that are no finite numbers."""
-        known = self._floor is not None and step <= self._floor
+        are figures that are no finite numbers. ``late``: of a step that was logged before."""
+        known = not late and self._floor is not None and step <= self._floor
         if self._running and self._lost is None and not known:
             self._outbox.put({"step": step, "metrics": _figures(metrics)})
 

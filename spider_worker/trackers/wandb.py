@@ -69,6 +69,7 @@ class WandbBackend:
         last = self._last()
         if spec.resume is not None and last is not None and last > spec.resume:
             last = self._rewind(spec.resume, last)
+        self._logged = -1 if last is None else last
         return Opened(last, str(self._run.url))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -47,8 +47,8 @@ class RunTracker(Protocol):
         """Begin or go on. ``metrics`` has a record a line for each step made so far. Raises for a
         new run alone."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Does not block."""
+    def log(self, step: int, metrics: Mapping[str, float], *, late: bool = False) -> None:
+        """Does not block. ``late``: of a step that was logged before."""
 
     def finish(self, status: str | None) -> Mapping[str, Path]:
         """End the run, once however often it is called; None: another attempt has it by now.

@@ -139,12 +139,14 @@ class OnPolicyPipeline:
             self._parts.tracker, ctx, progress.step if progress.step else None
         )
         status: str | None = "failed"
+        training: Training | None = None
         try:
             if tracker is not None:
                 await asyncio.to_thread(tracker.start, journal.path)
             bench = await self._workbench(ctx, trainer, checkpoints, journal, tracker, announcer)
             progress.signals, progress.seed = bench.signals, int(spec["seed"])
-            progress = await Training(ctx, bench, progress).execute()
+            training = Training(ctx, bench, progress)
+            progress = await training.execute()
             status = progress.ended or status
             await bench.stream.close()
             kept: Mapping[str, Path] = {}
@@ -161,6 +163,8 @@ class OnPolicyPipeline:
             raise
         except Exception as error:
             # The boundary at which whatever ends a run leaves the figures that lead up to it.
+            if training is None:  # which would have kept the step that there is
+                await self._leave_adapter(checkpoints, progress, error)
             await self._leave_figures(ctx, checkpoints, journal, error)
             raise
         finally:
@@ -280,6 +284,16 @@ class OnPolicyPipeline:
             complete=progress.ended != "cancelled",
             files={**await asyncio.to_thread(closing_files, adapter, metrics, curves), **kept},
         )
+
+    async def _leave_adapter(
+        self, checkpoints: Checkpoints, progress: Progress, why: Exception
+    ) -> None:
+        """The adapter of the state that this attempt began with, where it does not come to train:
+        there may be none after it."""
+        try:
+            await checkpoints.save_adapter(progress)
+        except (OSError, SpiderError) as error:
+            why.add_note(f"and the adapter of step {progress.step} could not be saved: {error}")
 
     async def _leave_figures(
         self, ctx: UnitContext, checkpoints: Checkpoints, journal: MetricsJournal, why: Exception

@@ -293,7 +293,7 @@ class Training:
         record = bench.journal.add(step, figures, more=more)
         bench.announcer.say("info", "train.step", sentence, record)
         if bench.tracker is not None:
-            bench.tracker.log(step, numbers(record))
+            bench.tracker.log(step, numbers(record), late=bool(more))
         self._report()
 
     def _report(self) -> None:
@@ -328,12 +328,24 @@ class Training:
     async def _save_if_sound(self, *, checkpoint: bool) -> None:
         """Save. Raises Diverged in place of giving up the last good state for weights that are
         worth nothing."""
-        step, probed = self._progress.step, self._learnt[:_PROBED]
+        step = self._progress.step
         if step != self._sound:
-            if not _finite(probed, await self._bench.trainer.forward(probed)):
+            if not await self._gives_numbers():
                 raise Diverged(f"the weights after step {step} give no numbers. {_CURE}")
             self._sound = step
         await self._save(checkpoint=checkpoint)
+
+    async def _gives_numbers(self) -> bool:
+        """Whether the weights do, as far as a few samples show."""
+        probed = self._learnt[:_PROBED]
+        return _finite(probed, await self._bench.trainer.forward(probed))
+
+    async def _numbers_known_to_fail(self) -> bool:
+        """As ``_gives_numbers``, where an error has come first: who cannot be asked is trusted."""
+        try:
+            return self._progress.step != self._sound and not await self._gives_numbers()
+        except PipelineError:
+            return False
 
     async def _save(self, *, checkpoint: bool) -> None:
         await asyncio.to_thread(self._bench.journal.sync)
@@ -349,7 +361,11 @@ class Training:
             elif self._between:
                 # No state: whoever went on from it would take a part of the step twice.
                 await self._bench.checkpoints.save_adapter(self._progress)
-            elif self._unsaved:
+            elif not self._unsaved:
+                await self._bench.checkpoints.save_adapter(self._progress)
+            elif await self._numbers_known_to_fail():
+                why.add_note(await self._keep_last_state())
+            else:
                 await self._save(checkpoint=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, it came second
             why.add_note(f"and the last step could not be saved: {error}")

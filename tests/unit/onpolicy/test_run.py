@@ -4,12 +4,15 @@ interrupted one ends where an unbroken one does."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -28,6 +31,7 @@ from spider_worker.pipelines.local import LocalContext, LocalStore
 from spider_worker.pipelines.onpolicy_train import training
 from spider_worker.pipelines.onpolicy_train.build import real_parts
 from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints
+from spider_worker.pipelines.onpolicy_train.evaluation import Evaluation
 from spider_worker.settings import WorkerSettings
 from spider_worker.tinker_service.errors import Gone
 from spider_worker.trainers.base import AdamParams, ForwardBackward
@@ -304,7 +308,32 @@ def test_a_checkpoint_that_could_not_be_kept_is_not_named(
     assert [f"step-{step:06d}" for step in saved] == kept
 
 
-def test_a_key_that_is_refused_in_the_middle_costs_no_step(tmp_path: Path, models: Models) -> None:
+def test_ruined_weights_are_not_saved_behind_another_error(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever meets them first may have another word for them."""
+    due, calls, real = iter((False, True)), itertools.count(1), Evaluation.run
+    monkeypatch.setattr(Checkpoints, "due", lambda _: next(due, False))
+
+    async def fail(self: Evaluation, sampler: Any) -> Any:
+        if next(calls) == 2:
+            raise PipelineError("nothing came back")
+        return await real(self, sampler)
+
+    monkeypatch.setattr(Evaluation, "run", fail)
+    run = Run(tmp_path, models, options={"eval_every": 3}, changes={"trainer": ruined(3)})
+    with pytest.raises(PipelineError, match=r"nothing came back\n.*step 2 is the last that was"):
+        run.go()
+    document = json.loads((tmp_path / "state.json").read_bytes())
+    assert document["state"]["progress"]["step"] == 2
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_a_key_that_is_refused_in_the_middle_costs_no_step(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, paced: bool
+) -> None:
+    """The last step has its checkpoint, also where its state was saved already."""
+    monkeypatch.setattr(Checkpoints, "due", lambda _: paced)
     refused = AuthError("the teacher refuses the key")
     run = Run(tmp_path, models, changes={"teacher": after(40, refused, "compute_distributions")})
     with pytest.raises(AuthError):
@@ -312,6 +341,36 @@ def test_a_key_that_is_refused_in_the_middle_costs_no_step(tmp_path: Path, model
     step = run.metrics()[-1]["step"]
     assert step > 0
     assert run.artifact(f"checkpoints/step-{step:06d}/adapter_model.safetensors").is_file()
+
+
+def test_an_attempt_that_does_not_come_to_train_leaves_the_adapter_of_its_state(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "due", lambda _: True)
+    run = Run(tmp_path, models, changes={"trainer": after(3, Broken(), "optim_step")})
+    with pytest.raises(Broken):
+        run.go()
+    assert not run.artifact("checkpoints").exists()
+    gone = EngineUnavailable("the teacher's server is gone")
+    run._changes = {"teacher": after(0, gone, "start")}
+    with pytest.raises(PipelineError, match="is gone"):
+        run.go()
+    assert run.artifact("checkpoints/step-000003/adapter_model.safetensors").is_file()
+
+
+def test_a_teacher_whose_scores_are_off_is_found_before_the_first_step(
+    tmp_path: Path, models: Models
+) -> None:
+    """By the self-test, whose own tests are beside it."""
+
+    async def shifted(_: int, real: Call, *given: Any, **named: Any) -> Any:
+        found = await real(*given, **named)
+        return dataclasses.replace(found, logprobs=np.roll(found.logprobs, 1))
+
+    run = Run(tmp_path, models, changes={"teacher": counted("compute_logprobs", shifted)})
+    with pytest.raises(FatalJobError, match=r"self-test|its tokens|scores"):
+        run.go()
+    assert not run.events("train.step")
 
 
 def test_a_step_whose_figures_fail_is_a_whole_one(tmp_path: Path, models: Models) -> None:
@@ -558,7 +617,7 @@ class Tracker:
 
     def start(self, metrics: Path) -> None: ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float], *, late: bool = False) -> None: ...
 
     def finish(self, status: str | None) -> Mapping[str, Path]:
         self.ended.append(status)
@@ -735,7 +794,7 @@ def test_a_run_that_goes_on_needs_what_it_started_from_no_more(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and make gpu")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_on_a_gpu(tmp_path: Path, models: Models, dtype: str) -> None:
     device = {"device": "cuda", "dtype": dtype}

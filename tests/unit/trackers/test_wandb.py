@@ -144,6 +144,19 @@ def test_an_attempt_goes_on_with_the_same_run_and_adds_what_is_missing(
     assert ctx.codes == ["tracker.started"]
 
 
+def test_an_evaluation_that_an_attempt_makes_up_for_is_in_the_summary(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    run = earlier(server, 5)
+    tracker = make(tracked(tmp_path, secrets(server)), 5)
+    tracker.start(write_metrics(tmp_path / "metrics.jsonl", range(1, 6)))
+    tracker.log(5, {"eval/kl": 0.25}, late=True)
+    log(tracker, range(6, 7))
+    tracker.finish("data")
+    assert run.steps == [1, 2, 3, 4, 5, 6]
+    assert run.summary["eval/kl"] == 0.25
+
+
 def test_steps_that_were_lost_are_cut_off(server: WandbServer, tmp_path: Path) -> None:
     run = earlier(server, 7)
     ctx = tracked(tmp_path, secrets(server))
