@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from spider_sdk.errors import FatalJobError, NotSupported, PipelineError
+from spider_sdk.errors import FatalJobError, NotSupported
 from spider_worker.tinker_service.errors import Gone, Refusal
 from spider_worker.tinker_service.service import TinkerService
 from spider_worker.trainers.tinker.archive import ADAPTER_FILES, convert_adapter, unpack
@@ -88,13 +88,11 @@ class Checkpoints:
             "saving the adapter", self._client, "save_weights_for_sampler", name
         )
         path = str(saved.path)
-        try:
-            with tempfile.TemporaryDirectory(prefix="spider-tinker-") as scratch:
-                archive = Path(scratch) / "archive"
-                await self._service.download(await self._archive_url(path), archive)
-                await asyncio.to_thread(unpack, archive, folder)
-        finally:
-            await self._delete(path)  # here now, or to be saved anew
+        with tempfile.TemporaryDirectory(prefix="spider-tinker-") as scratch:
+            archive = Path(scratch) / "archive"
+            await self._service.download(await self._archive_url(path), archive)
+            await asyncio.to_thread(unpack, archive, folder)
+        await self._delete(path)  # they are here now
 
     async def _export_files(self, folder: Path, name: str) -> None:
         """The way of later versions of the SDK, which have no archives."""
@@ -102,12 +100,6 @@ class Checkpoints:
             "saving the adapter", self._client, "save_weights_external", name
         )
         path = str(saved.path)
-        try:
-            await self._download_files(folder, path)
-        finally:
-            await self._delete(path)
-
-    async def _download_files(self, folder: Path, path: str) -> None:
         what = "asking for the adapter's files"
         found = await self._ask(what, "get_external_weights_urls", path)
         urls = {name.rpartition("/")[2]: url for name, url in found.urls.items()}
@@ -119,6 +111,7 @@ class Checkpoints:
             )
         for file in ADAPTER_FILES:
             await self._service.download(urls[file], folder / file)
+        await self._delete(path)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -201,8 +194,9 @@ class Checkpoints:
     async def _delete(self, path: str) -> None:
         try:
             await self._ask(f"deleting {path}", "delete_checkpoint_from_tinker_path", path)
-        except PipelineError as error:  # some know no such path, or no deleting
-            log.info("%s stays with the service: %s", path, error.message)
+        except Exception as error:  # noqa: BLE001 - a run is worth more than a tidy service
+            # Some know no such path, or no deleting, and the SDK has its own checks of both.
+            log.info("%s stays with the service: %s", path, error)
 
     async def _rest(self) -> Any:
         """The SDK's RestClient. Later versions connect here, and wait for it."""
