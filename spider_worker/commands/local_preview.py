@@ -126,7 +126,6 @@ def untrained(job: JobConfig) -> tuple[JobConfig, str | None]:
     else:
         provider = "transformers"
         parameters = {k: v for k, v in parameters.items() if k in _SHARED_PARAMETERS}
-        parameters.setdefault("device", "cpu")  # a GPU may be a running job's
     sampling = dict(job.generation.parameters)
     if options is not None:
         sampling.setdefault("max_tokens", options.max_tokens)

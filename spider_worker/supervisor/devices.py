@@ -15,8 +15,8 @@ from typing import Final
 
 from spider_sdk.errors import EngineUnavailable
 
-#: A folder a GPU; none where there is no driver.
-DRIVER: Final = Path("/proc/driver/nvidia/gpus")
+#: Where ``nvidia0`` and so on are.
+NODES: Final = Path("/dev")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DevicePool:
         text = devices if devices is not None else os.environ.get("CUDA_VISIBLE_DEVICES")
         if text is None:
             text = ",".join(_of_driver())
-        elif text == "none":
+        elif text.lower() == "none":
             text = ""
         return cls(tuple(part.strip() for part in text.split(",") if part.strip()), folder)
 
@@ -88,8 +88,8 @@ class DevicePool:
 
 
 def _of_driver() -> list[str]:
-    """What nvidia-smi lists; where there is none, as in some containers, as many as the kernel's
-    driver knows."""
+    """What nvidia-smi lists; where there is no such program, as in some containers, as many as
+    there are nodes of the driver's."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],  # noqa: S607 (operator's PATH)
@@ -98,6 +98,8 @@ def _of_driver() -> list[str]:
             timeout=30,
             check=True,
         )
+    except FileNotFoundError:
+        return [str(number) for number, _ in enumerate(NODES.glob("nvidia[0-9]*"))]
     except (OSError, subprocess.SubprocessError):
-        return [str(number) for number, _ in enumerate(DRIVER.glob("*"))]
+        return []
     return listing.stdout.split()

@@ -148,7 +148,7 @@ class Supervisor:
             if self._idle or not needed:
                 return True
             probe = self._devices.take(needed)
-        except SpiderError:
+        except (SpiderError, OSError):
             return True  # to be claimed, and refused with a word in the record
         if probe is not None:
             probe.release()
@@ -251,8 +251,10 @@ class Supervisor:
             env["SPIDER_DATA_ROOTS"] = absolute_roots(self._settings.data_roots)
         # mimalloc keeps what Arrow freed, which makes memory grow with the data that was read.
         env.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-        # Also where it takes none: what it did not lock is not its own.
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.ids)
+        # Also where it takes none: what it did not lock is not its own. Where no device was found,
+        # torch or vLLM may know better what there is.
+        if self._devices.ids or self._settings.devices is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(devices.ids)
         command = [python, "-m", "spider_worker.runner"]
         folder = self._settings.state.absolute() / "runners"
         try:

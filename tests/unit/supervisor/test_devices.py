@@ -19,7 +19,7 @@ def test_devices_come_from_the_setting_then_the_environment(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     assert DevicePool.of_host("0, 1,2", tmp_path).ids == ("0", "1", "2")
     assert DevicePool.of_host(None, tmp_path).ids == ("4", "5")
-    assert DevicePool.of_host("none", tmp_path).ids == ()
+    assert DevicePool.of_host("None", tmp_path).ids == ()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert DevicePool.of_host(None, tmp_path).ids == ()
 
@@ -29,10 +29,10 @@ def test_without_nvidia_smi_they_are_those_of_the_driver(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(devices, "DRIVER", tmp_path / "gpus")
+    monkeypatch.setattr(devices, "NODES", tmp_path)
     assert DevicePool.of_host(None, tmp_path).ids == ()
-    for name in ("0000:18:00.0", "0000:2a:00.0"):
-        (tmp_path / "gpus" / name).mkdir(parents=True)
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
     assert DevicePool.of_host(None, tmp_path).ids == ("0", "1")
 
 

@@ -21,7 +21,7 @@ from tests.support.training import PROMPTS, datum, roll_out
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and make gpu"),
 ]
 
 Start = Callable[..., LocalTrainer]
