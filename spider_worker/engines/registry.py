@@ -224,8 +224,12 @@ def devices_needed(job: JobConfig) -> int:
         needs.append(devices_for(student.parameters))
     # A student of provider local is sampled by vLLM too, where it is on a GPU.
     if student.provider == "vllm" or (student.provider == "local" and needs[-1]):
-        arguments = student.parameters.get("vllm") or {}
-        needs.append(_vllm_devices(arguments, "model.parameters.vllm"))
+        where, arguments = "model.parameters.vllm", student.parameters.get("vllm") or {}
+        if not isinstance(arguments, Mapping):
+            raise NotSupported(
+                f"{where}: expected a mapping of vLLM's arguments, not {arguments!r}"
+            )
+        needs.append(_vllm_devices(arguments, where))
     for teacher in options.teacher:
         if teacher.base_url is None:
             provider = teacher.provider or student.provider

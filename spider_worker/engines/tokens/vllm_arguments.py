@@ -38,6 +38,7 @@ _CPU_CACHE: Final = 4 << 30
 #: Tokens of a scoring step. Their logits are all in memory at once: 2,048 of a vocabulary of
 #: 150,000 are 1.2 GB in float32.
 _SCORED_AT_ONCE: Final = 2048
+_FULL: Final = ("float32", "float")
 
 CONTROLLED: Final = {
     **dict.fromkeys(
@@ -96,7 +97,8 @@ def engine_arguments(
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
     """EngineArgs by name. ``slot`` None: the engine scores; otherwise it samples under an adapter
-    of up to this rank. ``memory`` None: no GPU. What the job says comes last."""
+    of up to this rank. ``memory`` None: no GPU. What the job says comes last. Raises NotSupported
+    for a precision that adapters are not served in."""
     made: dict[str, Any] = {
         "disable_log_stats": True,
         # vLLM's default seed is 0: every runner would draw the same numbers.
@@ -109,6 +111,12 @@ def engine_arguments(
         made["max_num_batched_tokens"] = max(_SCORED_AT_ONCE, least)
     else:
         made |= {"enable_lora": True, "max_lora_rank": slot, "max_loras": 1, "max_cpu_loras": 1}
+        if memory is not None and arguments.get("dtype") in _FULL:
+            refuse(
+                "model.parameters.dtype: on a GPU vLLM serves adapters in half precision alone, not"
+                " in float32. Set model.parameters.vllm.dtype to bfloat16, or model.provider to"
+                " transformers, which samples without vLLM."
+            )
     if memory is not None:
         share = _share(memory, student=slot is not None)
         if share is not None:

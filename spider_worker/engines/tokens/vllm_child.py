@@ -7,7 +7,7 @@ takes in whatever has come. Another only reads, and ends the process when the so
 
 from __future__ import annotations
 
-__all__ = ["main", "stored_dtype"]
+__all__ = ["main"]
 
 import contextlib
 import logging
@@ -81,12 +81,9 @@ class _Host:
         slot = None
         if setup.lora_rank is not None:
             slot = vllm_arguments.lora_slot(setup.lora_rank, typing.get_args(MaxLoRARanks))
-        memory = _memory()
         arguments = vllm_arguments.engine_arguments(
-            setup.arguments, slot=slot, memory=memory, environment=os.environ
+            setup.arguments, slot=slot, memory=_memory(), environment=os.environ
         )
-        if slot is not None and memory is not None and arguments.get("dtype", "auto") == "auto":
-            arguments["dtype"] = stored_dtype(setup.model, arguments)
         self._engine = LLMEngine.from_engine_args(EngineArgs(model=setup.model, **arguments))
         config = self._engine.vllm_config.model_config
         vocabulary = config.get_vocab_size()
@@ -252,18 +249,6 @@ def _scores(work: Score, output: Any) -> TokenScores:
     )
     top.ids[start:], top.logprobs[start:] = ids[start - 1 :, 1:], values[start - 1 :, 1:]
     return TokenScores(logprobs, top)
-
-
-def stored_dtype(model: str, arguments: Mapping[str, Any]) -> str:
-    """That of the model's weights, in which the trainer has them: vLLM's own ``auto`` would sample
-    from a float32 student in half precision. ``auto`` where its config does not say."""
-    from transformers import AutoConfig
-
-    named = {
-        name: arguments[name] for name in ("revision", "trust_remote_code") if name in arguments
-    }
-    dtype = AutoConfig.from_pretrained(model, **named).get_text_config().dtype
-    return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def _memory() -> vllm_arguments.Memory | None:

@@ -131,7 +131,7 @@ def _adapter_server(
     holds its own arguments; what else ``parameters`` says holds for it as well."""
     arguments: Mapping[str, Any] = parameters.pop("vllm", None) or {}
     where = "model.parameters.vllm"
-    why_not = _why_no_vllm(provider, parameters)
+    why_not = _why_no_vllm(provider, name, parameters)
     if why_not is not None:
         if arguments:
             raise NotSupported(f"{where}: torch samples from this student: {why_not}")
@@ -147,10 +147,10 @@ def _adapter_server(
     return server if provider == "vllm" else _Unasked(server)
 
 
-def _why_no_vllm(provider: str, parameters: Mapping[str, Any]) -> str | None:
-    """Why torch samples, and what to do about it; None where vLLM does. Of provider ``local`` it
-    does on a GPU: on the CPU torch is the one whose samples are the same after a resume, and with
-    small models no slower."""
+def _why_no_vllm(provider: str, name: str, parameters: Mapping[str, Any]) -> str | None:
+    """Why torch samples from the student ``name``, and what to do about it; None where vLLM does.
+    Of provider ``local`` it does on a GPU, in the precision that is trained: on the CPU torch is
+    the one whose samples are the same after a resume, and with small models no slower."""
     from spider_worker.torch_models.device import choose_device
 
     if provider == "vllm":
@@ -161,7 +161,30 @@ def _why_no_vllm(provider: str, parameters: Mapping[str, Any]) -> str | None:
         return "vLLM is not installed on this worker. Remove it, or use a worker that has vLLM"
     if is_cpu_build() or choose_device(parameters, where="model.parameters") == "cpu":
         return "it is on the CPU. Set model.provider to vllm to have vLLM sample, or remove it"
+    if _precision(name, parameters) == "float32":
+        return (
+            "it is trained in float32, in which vLLM serves no adapters on a GPU. Set"
+            " model.parameters.dtype to bfloat16, or remove it"
+        )
     return None
+
+
+def _precision(name: str, parameters: Mapping[str, Any]) -> str:
+    """The dtype in which the model is loaded on a GPU; a config that names none is of the time when
+    all were float32."""
+    asked = str(parameters.get("dtype", "auto"))
+    if asked != "auto":
+        return asked
+    from transformers import AutoConfig
+
+    loading = {
+        key: parameters[key] for key in ("revision", "trust_remote_code") if key in parameters
+    }
+    try:
+        dtype = AutoConfig.from_pretrained(name, **loading).get_text_config().dtype
+    except (OSError, ValueError):
+        return "auto"  # the trainer says what is wrong with it
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 class _Unasked:
@@ -188,7 +211,10 @@ def _said_how_to_do_without() -> Iterator[None]:
     try:
         yield
     except FatalJobError as error:
-        error.add_note("set model.provider to transformers to have torch sample from the student")
+        error.add_note(
+            "to have torch sample from the student, set model.provider to transformers (without"
+            " model.parameters.vllm)"
+        )
         raise
 
 

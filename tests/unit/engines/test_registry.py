@@ -249,6 +249,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("local", {}, {}, 1),
         ("local", {"vllm": {"tensor_parallel_size": 2}}, {}, 2),
+        ("local", {"device": "cpu", "vllm": {}}, {"base_url": "http://h/v1"}, 0),
         ("local", {"device": "cpu"}, {"parameters": {"device": "cpu"}}, 0),
         ("tinker", {}, {"provider": "local"}, 1),
         ("local", {"device": "cuda"}, {}, 1),
@@ -275,3 +276,17 @@ def test_devices_of_a_training_run_are_those_of_the_model_that_reaches_furthest(
     )
     assert registry.devices_needed(job) == count
     assert registry.runner_key(job, "j1") != registry.runner_key(job, "j2")
+
+
+@pytest.mark.parametrize("provider", ["local", "vllm"])
+def test_arguments_for_vllm_that_are_none_are_refused_before_a_runner_starts(
+    provider: str,
+) -> None:
+    options = OnPolicyOptions((TeacherConfig("t", base_url="http://h/v1"),))
+    job = JobConfig(
+        _model(provider, parameters={"vllm": True}),
+        SourceConfig("d"),
+        GenerationConfig(on_policy=True, on_policy_options=options),
+    )
+    with pytest.raises(NotSupported, match=r"parameters\.vllm: expected a mapping"):
+        registry.devices_needed(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,9 @@ from spider_sdk.errors import EngineUnavailable, NotSupported
 from spider_worker.engines.tokens.vllm import VllmAdapterServer
 from spider_worker.pipelines.onpolicy_train import build
 from spider_worker.settings import WorkerSettings
-from tests.support.distil import Models, training_job
+from tests.support.distil import Models, make_models, training_job
+
+HALF = {"dtype": "bfloat16"}
 
 
 @pytest.fixture
@@ -48,13 +51,15 @@ def trainer(models: Models, state: Path, provider: str, **parameters: Any) -> An
 @pytest.mark.parametrize(
     ("worker", "provider", "parameters", "found"),
     [
-        ((1, "gpu"), "local", {}, "vllm"),
-        ((1, "gpu"), "local", {"vllm": {"enforce_eager": True}}, "vllm"),
-        ((1, "gpu"), "local", {"device": "cpu"}, "torch"),
+        ((1, "gpu"), "local", HALF, "vllm"),
+        ((1, "gpu"), "local", {**HALF, "vllm": {"enforce_eager": True}}, "vllm"),
+        ((1, "gpu"), "local", {**HALF, "device": "cpu"}, "torch"),
+        ((1, "gpu"), "local", {}, "vllm"),  # as which the models are stored
+        ((1, "gpu"), "local", {"dtype": "float32"}, "torch"),
         ((1, "gpu"), "transformers", {}, "torch"),
-        ((1, None), "local", {}, "torch"),
-        ((0, "gpu"), "local", {}, "torch"),
-        ((0, "cpu"), "local", {}, "torch"),
+        ((1, None), "local", HALF, "torch"),
+        ((0, "gpu"), "local", HALF, "torch"),
+        ((0, "cpu"), "local", HALF, "torch"),
         ((0, "cpu"), "vllm", {}, "vllm"),
     ],
     indirect=["worker"],
@@ -64,6 +69,22 @@ def test_what_samples(
     models: Models, tmp_path: Path, provider: str, parameters: dict[str, Any], found: str
 ) -> None:
     assert trainer(models, tmp_path, provider, **parameters).info.sampler == found
+
+
+@pytest.mark.parametrize("worker", [(1, "gpu")], indirect=True)
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("stored", ["float32", None])
+def test_a_student_in_full_precision_is_sampled_as_it_is_trained(
+    tmp_path: Path, stored: str | None
+) -> None:
+    """vLLM serves no adapters in float32 on a GPU."""
+    models = make_models(tmp_path / "models")
+    config = json.loads((models.student / "config.json").read_text())
+    (models.student / "config.json").write_text(json.dumps({**config, "dtype": stored}))
+    assert trainer(models, tmp_path, "local").info.sampler == "torch"
+    assert trainer(models, tmp_path, "local", **HALF).info.sampler == "vllm"
+    with pytest.raises(NotSupported, match=r"parameters\.vllm: .*float32.*dtype to bfloat16"):
+        trainer(models, tmp_path, "local", vllm={"enforce_eager": True})
 
 
 @pytest.mark.parametrize("worker", [(0, "cpu")], indirect=True)
@@ -85,7 +106,7 @@ def test_a_vllm_that_nobody_asked_for_says_how_to_do_without(
 
     monkeypatch.setattr(VllmAdapterServer, "start", fail)
     monkeypatch.setattr(VllmAdapterServer, "serve", fail)
-    server = trainer(models, tmp_path, provider)._server
+    server = trainer(models, tmp_path, provider, **HALF)._server
     for call in (server.start(), server.serve(tmp_path)):
         with pytest.raises(EngineUnavailable, match="no such architecture") as caught:
             asyncio.run(call)

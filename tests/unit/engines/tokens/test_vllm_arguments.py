@@ -47,6 +47,14 @@ def test_a_rank_gets_the_smallest_slot_that_holds_it(rank: int, slot: int) -> No
     assert lora_slot(rank, RANKS) == slot
 
 
+def test_on_a_gpu_no_adapter_is_served_in_full_precision() -> None:
+    with pytest.raises(NotSupported, match=r"parameters\.dtype: .* half precision"):
+        made({"dtype": "float32"}, slot=8, free=1.0)
+    assert made({"dtype": "bfloat16"}, slot=8, free=1.0)["dtype"] == "bfloat16"
+    assert made({"dtype": "float32"}, slot=8)["dtype"] == "float32"
+    assert made({"dtype": "float32"}, free=1.0)["dtype"] == "float32"  # a teacher has none
+
+
 def test_a_rank_above_all_slots_is_refused() -> None:
     with pytest.raises(NotSupported, match="lora_rank: vLLM serves adapters up to rank 512"):
         lora_slot(513, RANKS)
