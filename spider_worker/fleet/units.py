@@ -121,9 +121,10 @@ class UnitStore:
 
     def progress(
         self, claim: Claim, counters: Mapping[str, float], data: Mapping[str, Any]
-    ) -> None:
-        """Cumulative counters of this unit. Raises LeaseLost."""
-        self._fenced("progress", claim, json.dumps(counters), json.dumps(data))
+    ) -> bool:
+        """Cumulative counters of this unit. False: no event told of them, there are too many.
+        Raises LeaseLost."""
+        return self._fenced("progress", claim, json.dumps(counters), json.dumps(data)) == 1
 
     def commit(
         self,
@@ -216,7 +217,7 @@ class UnitStore:
             int(BACKOFF_CAP * 1000),
         )
 
-    def _fenced(self, script: str, claim: Claim, *args: str | float) -> None:
+    def _fenced(self, script: str, claim: Claim, *args: str | float) -> int:
         held = self._scripts.run(
             script, claim.job_id, claim.unit, claim.fence, claim.attempt, *args
         )
@@ -224,3 +225,4 @@ class UnitStore:
             raise LeaseLost(
                 f"{claim.unit} of job {claim.job_id} is no longer held with fence {claim.fence}"
             )
+        return int(held)

@@ -193,10 +193,11 @@ class ClaimContext:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await asyncio.to_thread(self.send_progress)
+            if not await asyncio.to_thread(self.send_progress):
+                self._wake.set()  # others were told of; what this unit has to say is still to come
             await asyncio.sleep(1 / PROGRESS_RATE)
 
-    def send_progress(self) -> None:
-        """Send the latest counters, if there are any. Raises LeaseLost, FleetUnavailable."""
-        if self._pending is not None:
-            self._fleet.units.progress(self.claim, *self._pending)
+    def send_progress(self) -> bool:
+        """Send the latest counters, if there are any; False where no event tells of them. Raises
+        LeaseLost, FleetUnavailable."""
+        return self._pending is None or self._fleet.units.progress(self.claim, *self._pending)

@@ -132,6 +132,30 @@ def test_progress_of_many_units_is_two_events_a_second_of_all(
     assert codes.count("progress") < 20
 
 
+def test_what_was_held_back_of_a_units_progress_is_told_later(
+    fleet: Fleet, document: dict[str, Any]
+) -> None:
+    """Two units have something to say at once, and then nothing for a long time."""
+    job, (loud, quiet) = planned(fleet, document, units=2)
+
+    def told() -> list[str]:
+        events = fleet.events.read(job).events
+        return [event.data["unit"] for event in events if event.code == "progress"]
+
+    async def report() -> None:
+        assert fleet.units.progress(loud, {"rows_done": 1}, {})
+        ctx = context(fleet, quiet)
+        ctx.progress({"rows_done": 1}, {"turns": 3})
+        async with asyncio.timeout(60):
+            reporting = asyncio.create_task(ctx.report_progress())
+            while quiet.unit not in told():  # noqa: ASYNC110 - another process would not set it
+                await asyncio.sleep(0.02)
+            reporting.cancel()
+
+    asyncio.run(report())
+    assert told() == [loud.unit, quiet.unit]
+
+
 def test_the_operators_environment_comes_back_after_a_job(
     fleet: Fleet,
     document: dict[str, Any],
