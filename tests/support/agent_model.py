@@ -37,6 +37,10 @@ _PART = re.compile(r"\[\[part:([\w-]+)\]\]")
 USAGE = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 
 
+NAME = "scripted"
+"""What the server calls its model; it answers to any."""
+
+
 class AgentModel:
     def __init__(self, parts: Mapping[str, Sequence[Turn]], *, latency: float = 0.0) -> None:
         self.parts = dict(parts)
@@ -49,6 +53,7 @@ class AgentModel:
     async def start(self) -> web.AppRunner:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_get("/v1/models", self._models)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -56,6 +61,9 @@ class AgentModel:
         port = runner.addresses[0][1]
         self.base_url = f"http://127.0.0.1:{port}/v1"
         return runner
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": NAME}]})
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.json()

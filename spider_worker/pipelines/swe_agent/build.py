@@ -149,12 +149,13 @@ async def _endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
 
 async def _check(
     settings: WorkerSettings, ctx: Ctx, endpoint: Endpoint, tasks: Sequence[Task]
-) -> None:
+) -> Endpoint:
     check_fit(tasks, ctx.job.workspace)
     await asyncio.to_thread(check_remotes, tasks, allow_private=settings.allow_private_urls)
-    await probe(ctx.job, endpoint, allow_private=settings.allow_private_urls)
+    found = await probe(ctx.job, endpoint, allow_private=settings.allow_private_urls)
     if ctx.job.workspace == "docker":
         await check_image(tasks[0])
+    return found
 
 
 def _workspace(

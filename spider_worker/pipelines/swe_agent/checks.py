@@ -5,6 +5,7 @@ from __future__ import annotations
 
 __all__ = ["check_fit", "check_image", "check_remotes", "probe"]
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -25,15 +26,15 @@ _PULL_SECONDS: Final = 3600.0
 _LISTED_BYTES: Final = 8 << 20
 
 
-async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> None:
+async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> Endpoint:
     """Ask an endpoint behind the proxy for the list of its models. One that has none, or that
-    takes its time, passes: nothing is known then.
+    takes its time, passes: nothing is known then. Returns the endpoint, under the model's name
+    without its prefix where it lists that one alone.
 
-    Raises AuthError where it refuses the key, FatalJobError where nobody answers, and where it
-    lists the model under a name without its prefix.
+    Raises AuthError where it refuses the key, FatalJobError where nobody answers.
     """
     if not endpoint.proxied:
-        return
+        return endpoint
     assert endpoint.base_url is not None
     where = "llm_base_url" if job.llm_base_url is not None else "llm_model"
     url = endpoint.base_url.rstrip("/") + "/models"
@@ -54,7 +55,7 @@ async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> N
         if isinstance(error, TimeoutError) and not isinstance(
             error, aiohttp.ConnectionTimeoutError
         ):
-            return
+            return endpoint
         raise FatalJobError(
             f"{where}: nobody answers at {endpoint.base_url} ({type(error).__name__}: {error}); "
             "start the server, or mend the address, and submit again"
@@ -64,7 +65,9 @@ async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> N
     if status in (401, 403) and "scope" not in text:
         raise AuthError(_refused(job, endpoint, text))
     if status == 200 and job.llm_base_url is not None:
-        _check_name(job, endpoint.model.removeprefix("openai/"), text)
+        name = _listed(endpoint.model.removeprefix("openai/"), text)
+        return dataclasses.replace(endpoint, model=f"openai/{name}")
+    return endpoint
 
 
 def _refused(job: SweConfig, endpoint: Endpoint, said: str) -> str:
@@ -79,18 +82,16 @@ def _refused(job: SweConfig, endpoint: Endpoint, said: str) -> str:
     return f"the model's endpoint refused the key of {job.llm_model}: {said}"
 
 
-def _check_name(job: SweConfig, name: str, text: str) -> None:
+def _listed(name: str, text: str) -> str:
+    """``name``, or what follows its first slash where the list has that and not the whole: names
+    are written with LiteLLM's word for the protocol, and with an owner's, which looks the same."""
     try:
         listed: Any = json.loads(text)["data"]
         names = {entry["id"] for entry in listed}
     except (ValueError, TypeError, KeyError):
-        return
+        return name
     bare = name.partition("/")[2]
-    if name not in names and bare in names:
-        raise FatalJobError(
-            f"llm_model: the server at {job.llm_base_url} knows no {name}, but has {bare}. With "
-            f"llm_base_url the name is sent as it is written; write llm_model: {bare}"
-        )
+    return bare if name not in names and bare in names else name
 
 
 def check_fit(tasks: Sequence[Task], workspace: str) -> None:

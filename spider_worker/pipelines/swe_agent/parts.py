@@ -69,12 +69,12 @@ Ctx = JobContext[SweConfig]
 class Parts:
     """``tasks`` gives the selected tasks, in order (cached in the runner); ``endpoint`` raises
     FatalJobError for a model that has no key or cannot be capped as asked, ``check`` for one that
-    does not answer and for tasks that cannot be opened; ``slots`` is how many instances one runner
-    has at work at most."""
+    does not answer and for tasks that cannot be opened, and gives the endpoint under its own name
+    for the model; ``slots`` is how many instances one runner has at work at most."""
 
     tasks: Callable[[Ctx], Awaitable[list[Task]]]
     endpoint: Callable[[Ctx], Awaitable[Endpoint]]
-    check: Callable[[Ctx, Endpoint, Sequence[Task]], Awaitable[None]]
+    check: Callable[[Ctx, Endpoint, Sequence[Task]], Awaitable[Endpoint]]
     workspace: Callable[[Ctx, Endpoint], Workspace]
     host: Callable[[Ctx, Endpoint], Awaitable[Host]]
     judge: Callable[[Ctx], Judging]

@@ -5,11 +5,12 @@ from __future__ import annotations
 __all__ = ["SweAgentPipeline"]
 
 import asyncio
+import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from spider_worker.pipelines.swe_agent.parts import Endpoint, Host, Parts
 from spider_worker.pipelines.swe_agent.silence import Silence
 from spider_worker.pipelines.swe_agent.spending import Spent
 from spider_worker.pipelines.swe_agent.transcript import Transcript
+from spider_worker.swe_tasks.base import Task
 from spider_worker.trajectories.commit import spider_commit
 from spider_worker.trajectories.layout import INFER_LOGS, METADATA, OUTPUT, log_name
 from spider_worker.trajectories.metadata import run_metadata
@@ -47,6 +49,7 @@ GRACE: Final = 10.0
 #: Keys of the state: when the job was planned first, and versions of what its agents are made of.
 _STARTED: Final = "started"
 _VERSIONS: Final = "versions"
+_MODEL: Final = "model"  # its name at the endpoint
 Ctx = JobContext[SweConfig]
 UnitCtx = UnitContext[SweConfig]
 
@@ -84,8 +87,13 @@ class SweAgentPipeline:
                 f"no instance of {job.dataset} ({job.split}) is selected: instance_filter "
                 f"{job.instance_filter!r} must match an instance_id from its start"
             )
-        await self._parts.check(ctx, endpoint, tasks)
         left_out = await asyncio.to_thread(read_left_out, ctx)
+        to_do = [
+            task
+            for task in tasks
+            if any((task.instance_id, n) not in left_out for n in range(job.n_attempts))
+        ]
+        endpoint = await self._named(ctx, endpoint, to_do or tasks)
         await self._host(ctx, endpoint)
         units = [
             UnitSpec(
@@ -98,7 +106,7 @@ class SweAgentPipeline:
             if (task.instance_id, n) not in left_out
         ]
         began = (await asyncio.to_thread(ctx.load_state)).get(_STARTED) or _now()
-        state = {_STARTED: began, _VERSIONS: dict(endpoint.versions)}
+        state = {_STARTED: began, _VERSIONS: dict(endpoint.versions), _MODEL: endpoint.model}
         await asyncio.to_thread(ctx.save_state, state)
         return Plan(units=units, rows_total=len(units))
 
@@ -157,7 +165,7 @@ class SweAgentPipeline:
                 f"the data set has changed since the job was planned: {spec['instance_id']} is "
                 f"not where it was"
             )
-        endpoint = await self._parts.endpoint(ctx)
+        endpoint = await self._endpoint(ctx)
         host = await self._host(ctx, endpoint)
         workspace = self._parts.workspace(ctx, endpoint)
         past = await asyncio.to_thread(read_past, ctx.previous())
@@ -219,6 +227,22 @@ class SweAgentPipeline:
             complete=(last is not None and last["status"] != "cancelled" and not attempts.unjudged),
             files={f"{INFER_LOGS}/{log_file.name}": log_file},
         )
+
+    async def _named(self, ctx: Ctx, endpoint: Endpoint, tasks: Sequence[Task]) -> Endpoint:
+        """The checked endpoint, under the name that it has for the model."""
+        found = await self._parts.check(ctx, endpoint, tasks)
+        if found.model != endpoint.model:
+            said = (
+                f"llm_model: the server at {self._job.llm_base_url} has no {_bare(endpoint)}, and"
+                f" is asked for {_bare(found)}"
+            )
+            await asyncio.to_thread(ctx.event, "warning", "model.name", said, None)
+        return found
+
+    async def _endpoint(self, ctx: Ctx) -> Endpoint:
+        found = await self._parts.endpoint(ctx)
+        model = (await asyncio.to_thread(ctx.load_state)).get(_MODEL)
+        return found if model is None else dataclasses.replace(found, model=model)
 
     async def _host(self, ctx: Ctx, endpoint: Endpoint) -> Host:
         return await ctx.resources.get(
@@ -296,3 +320,8 @@ def _told(record: Mapping[str, Any], spent: Spent, n: int) -> tuple[str, str, di
         "attempt": record["attempt"], "resolved": record["resolved"],
     }  # fmt: skip
     return ("instance.ended", ", ".join(words), data)
+
+
+def _bare(endpoint: Endpoint) -> str:
+    """The model's name as the endpoint is sent it."""
+    return endpoint.model.removeprefix("openai/")

@@ -72,6 +72,18 @@ def test_agents_mend_what_they_can_and_are_judged(
     assert set(job.model.keys) == {"Bearer the-real-key"}
 
 
+def test_a_name_with_the_protocols_prefix_is_the_servers_own_without_it(
+    folder: Path, warm: Warm, repos: list[SweRepo], python: str
+) -> None:
+    job = Job(folder, warm, repos[:1], python, {repos[0].folder.name: [shell("ls")]})
+    (record,) = job.run(llm_model="openai/scripted")
+    assert record["status"] == "empty_patch"
+    assert job.model is not None
+    assert {request["model"] for request in job.model.requests} == {"scripted"}
+    (told,) = (one for one in job.ctx.events if one[1] == "model.name")
+    assert told[2].endswith("has no openai/scripted, and is asked for scripted")
+
+
 def test_what_was_the_endpoints_fault_is_tried_again(
     folder: Path, warm: Warm, repos: list[SweRepo], python: str
 ) -> None:

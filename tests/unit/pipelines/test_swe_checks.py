@@ -28,11 +28,11 @@ def probed(
     name: str = "org/m",
     key: str | None = "the-real-key",
     allow_private: bool = True,
-) -> None:
+) -> Endpoint:
     async def models(request: web.Request) -> web.Response:
         return answer(request)
 
-    async def main() -> None:
+    async def main() -> Endpoint:
         app = web.Application()
         app.router.add_get("/v1/models", models)
         runner = web.AppRunner(app)
@@ -42,11 +42,11 @@ def probed(
         try:
             job = SweConfig(llm_model=name, llm_base_url=base)
             endpoint = Endpoint(f"openai/{name}", base, key, True)
-            await probe(job, endpoint, allow_private=allow_private)
+            return await probe(job, endpoint, allow_private=allow_private)
         finally:
             await runner.cleanup()
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
 def listed(*names: str) -> web.Response:
@@ -90,11 +90,17 @@ def test_a_list_that_is_none_passes(body: str) -> None:
     probed(lambda _: web.Response(text=body))
 
 
-def test_a_name_with_a_prefix_that_the_server_does_not_know_is_said() -> None:
-    with pytest.raises(FatalJobError, match=r"knows no openai/m, .*write llm_model: m"):
-        probed(lambda _: listed("m"), name="openai/m")
-    probed(lambda _: listed("openai/m", "m"), name="openai/m")
-    probed(lambda _: listed("another"), name="openai/m")  # it may list only some of its models
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (["m"], "openai/m"),
+        (["openai/m", "m"], "openai/openai/m"),
+        (["another"], "openai/openai/m"),  # it may list only some of its models
+    ],
+)
+def test_the_server_is_asked_for_the_name_that_it_lists(names: list[str], asked: str) -> None:
+    found = probed(lambda _: listed(*names), name="openai/m")
+    assert found.model == asked
 
 
 def test_nobody_at_the_address_is_said_before_anything_begins() -> None:
