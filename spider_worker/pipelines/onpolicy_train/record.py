@@ -64,6 +64,9 @@ def batch_figures(batch: Batch, weights: Mapping[str, float]) -> dict[str, float
         "prompts_refused": float(len(batch.refused)),
         "tokens": float(batch.tokens),
     }
+    each = coverages(batch.rollouts, batch.judgements)
+    if len(weights) > 1:
+        figures |= {f"coverage/{name}": share for name, share in each.items()}
     verdicts = [verdict for one in batch.judgements for verdict in one.verdicts]
     stops = [verdict.stop_kl for verdict in verdicts if verdict.stop_kl is not None]
     if stops:
@@ -88,22 +91,39 @@ def coverage(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> fl
     return covered / total if total else 1.0
 
 
+def coverages(rollouts: Sequence[Rollout], judgements: Sequence[Judgement]) -> Mapping[str, float]:
+    """By teacher, the share of the tokens of the rollouts that it scored on which it was
+    compared."""
+    covered: collections.Counter[str] = collections.Counter()
+    total: collections.Counter[str] = collections.Counter()
+    for rollout, judgement in zip(rollouts, judgements, strict=True):
+        for verdict in judgement.verdicts:
+            covered[verdict.teacher] += verdict.covered
+            total[verdict.teacher] += len(rollout.sample.tokens)
+    return {name: covered[name] / count for name, count in sorted(total.items()) if count}
+
+
 def require_coverage(batch: Batch, floor: float, student: str, teachers: Mapping[str, str]) -> None:
-    """Raises FatalJobError where too little of the batch could be compared. ``teachers`` maps names
-    to tokenizers."""
-    share = coverage(batch.rollouts, batch.judgements)
+    """Raises FatalJobError where too little of the batch could be compared, with all teachers or
+    with one of them. ``teachers`` maps names to tokenizers."""
+    share, meant = coverage(batch.rollouts, batch.judgements), set(teachers)
+    each = coverages(batch.rollouts, batch.judgements)
+    least = min(each, key=lambda name: each[name], default=None)
+    if least is not None and each[least] < share:
+        share, meant = each[least], {least}
     if share >= floor:
         return
-    verdicts = [verdict for one in batch.judgements for verdict in one.verdicts]
+    verdicts = [one for found in batch.judgements for one in found.verdicts if one.teacher in meant]
     dropped: collections.Counter[str] = collections.Counter()
     for verdict in verdicts:
         dropped.update(verdict.dropped)
     refused = collections.Counter(why for one in batch.judgements for why in one.refused)
     reasons = [f"{reason} ({count} tokens)" for reason, count in dropped.most_common(3)]
     reasons += [f"{why} ({count} rollouts)" for why, count in refused.most_common(3)]
+    theirs = ", ".join(sorted({teachers[name] for name in meant}))
     raise FatalJobError(
         f"only {share:.1%} of the sampled tokens could be compared between the student's tokenizer"
-        f" ({student}) and the teacher's ({', '.join(sorted(set(teachers.values())))}); the floor"
+        f" ({student}) and the teacher's ({theirs}); the floor"
         f" is {floor:.1%} (generation.on_policy_options.min_coverage). Lost to:"
         f" {'; '.join(reasons) or 'unknown reasons'}"
     )

@@ -159,6 +159,14 @@ class Seat:
         cls, config: TeacherConfig, engine: TokenEngine, text: ModelText, student: Vocabulary,
         signal: str,
     ) -> Seat:  # fmt: skip
+        """Raises NotSupported for a student whose tokens cannot be told apart in a text."""
+        if not (student.exact or student.same_ids(text.vocabulary)):
+            raise NotSupported(
+                f"the student's tokenizer ({student.name}) does not say which bytes its tokens"
+                " stand for, so that what it samples cannot be laid beside the tokens of teacher"
+                f" {config.name} ({text.vocabulary.name}). Take a teacher that has the student's"
+                " tokenizer, or another student"
+            )
         translator = Translator(student, text.vocabulary)
         return cls(config, engine, text, translator, PrefixMap(student, text.vocabulary), signal)
 

@@ -11,7 +11,12 @@ import pytest
 from spider_sdk.errors import FatalJobError, RowError
 from spider_worker.pipelines.onpolicy_train.batch import Batch, BatchMaker, request_seed
 from spider_worker.pipelines.onpolicy_train.prompts import Cursor, Prompt
-from spider_worker.pipelines.onpolicy_train.record import coverage, require_coverage
+from spider_worker.pipelines.onpolicy_train.record import (
+    batch_figures,
+    coverage,
+    coverages,
+    require_coverage,
+)
 from spider_worker.pipelines.onpolicy_train.supervision import Judgement, Rollout, Verdict
 from spider_worker.pipelines.rows.prompts import Prepared
 from spider_worker.tokens import Ids, SampledTokens, SampleParams
@@ -176,11 +181,34 @@ def test_coverage_is_the_share_of_sampled_tokens_that_were_compared() -> None:
 
 def test_below_the_floor_a_run_ends_with_both_tokenizers_and_the_reasons() -> None:
     batch = make(Sampler((7, 8, 9, 10)), Judge([1.0] * 4, covered=2), prompt(1))
-    require_coverage(batch, 0.5, "ours", {"t": "theirs"})
+    require_coverage(batch, 0.5, "ours", {"teacher": "theirs"})
     with pytest.raises(FatalJobError) as caught:
-        require_coverage(batch, 0.51, "ours", {"t": "theirs"})
+        require_coverage(batch, 0.51, "ours", {"teacher": "theirs"})
     message = str(caught.value)
     assert "only 50.0% of the sampled tokens" in message
     assert "(ours)" in message
     assert "(theirs)" in message
     assert "no valid UTF-8 (2 tokens)" in message
+
+
+def test_one_teacher_below_the_floor_ends_the_run_however_few_its_rows() -> None:
+    def verdict(teacher: str, covered: int, **dropped: int) -> Verdict:
+        return Verdict(teacher, 0.0, covered, None, 1, 0, dropped)
+
+    class Two(Judge):
+        async def judge(self, rollout: Rollout) -> Judgement:
+            count = len(rollout.sample.tokens)
+            found = [verdict("good", count)]
+            if count == 2:
+                found.append(verdict("bad", 1, odd=1))
+            return Judgement(np.ones(count), None, found)
+
+    batch = make(Sampler((7, 8), (7, 8, 9, 10)), Two([1.0]), prompt(1))
+    assert coverages(batch.rollouts, batch.judgements) == {"bad": 0.5, "good": 1.0}
+    assert coverage(batch.rollouts, batch.judgements) > 0.9
+    teachers = {"good": "one tokenizer", "bad": "another"}
+    require_coverage(batch, 0.5, "ours", teachers)
+    with pytest.raises(FatalJobError, match=r"only 50\.0% .*\(another\).*odd \(1 tokens\)"):
+        require_coverage(batch, 0.6, "ours", teachers)
+    figures = batch_figures(batch, {"good": 1.0, "bad": 1.0})
+    assert (figures["coverage/good"], figures["coverage/bad"]) == (1.0, 0.5)

@@ -857,6 +857,11 @@ def test_every_option_does_what_it_says(tmp_path: Path, models: Models) -> None:
     assert (short["samples"], short["length_max"]) == (12, 2)
     assert json.loads(run.artifact("adapter/adapter_config.json").read_bytes())["r"] == 2
 
+    still, _ = first_step(tmp_path, models, compute_post_kl=True)
+    assert still["post_kl"] == pytest.approx(0, abs=1e-5)
+    moved, _ = first_step(tmp_path, models, compute_post_kl=True, learning_rate=0.1)
+    assert moved["post_kl"] > 1e-3
+
     other, _ = first_step(tmp_path, models, seed=6)
     assert other["kl"] != plain["kl"]
     again, _ = first_step(tmp_path / "again", models)

@@ -110,6 +110,21 @@ def judge(
     return asyncio.run(Supervision(seats, coef=coef, discount=discount, clip=clip).judge(one))
 
 
+def test_a_student_whose_tokens_have_no_known_bytes_needs_a_teacher_of_its_own_tokenizer() -> None:
+    student = dataclasses.replace(vocabulary(STUDENT), exact=False)
+
+    def take(teacher: str) -> Seat:
+        text: Any = TokenizerText(load(teacher))
+        engine: Any = Scorer()
+        return Seat.take(TeacherConfig(teacher), engine, text, student, "sampled")
+
+    assert take(STUDENT).signal == "sampled"
+    with pytest.raises(
+        NotSupported, match=r"which bytes .*teacher metaspace .*student's tokenizer"
+    ):
+        take("metaspace")
+
+
 # -- what is asked ----------------------------------------------------------------
 
 
