@@ -209,14 +209,16 @@ def test_what_was_heard_outlives_the_pool(stage: Stage) -> None:
 
 
 def test_it_ends_when_it_is_told_to(stage: Stage) -> None:
-    began = asyncio.Event()
+    marker = f"97{os.getpid()}"
 
-    def listen(line: Any, _: Heard) -> None:
-        if line["op"] == "messages" and line["messages"][-1]["role"] == "assistant":
-            began.set()
+    async def at_work() -> None:
+        while not alive(marker):  # noqa: ASYNC110 - a process of the agent's
+            await asyncio.sleep(0.05)
 
-    heard = stage.play([shell("echo kept; sleep 600")], listener=listen, stop=began.wait)
+    command = f"setsid nohup sleep {marker} & sleep {marker}"
+    heard = stage.play([shell(command)], stop=at_work)
     assert heard.status == "cancelled"
+    assert not alive(marker)
     assert heard.messages[-1]["role"] == "assistant"
 
 
