@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any, Final
 
 SIGNALS = ("sampled", "topk", "full", "auto")
-
-
 CPU: Final = {"device": "cpu"}  # as GOLD is told
 
 

@@ -328,22 +328,24 @@ class Training:
     async def _save_if_sound(self, *, checkpoint: bool) -> None:
         """Save. Raises Diverged in place of giving up the last good state for weights that are
         worth nothing."""
-        step = self._progress.step
-        if step != self._sound:
-            if not await self._gives_numbers():
-                raise Diverged(f"the weights after step {step} give no numbers. {_CURE}")
-            self._sound = step
+        if not await self._gives_numbers():
+            step = self._progress.step
+            raise Diverged(f"the weights after step {step} give no numbers. {_CURE}")
         await self._save(checkpoint=checkpoint)
 
     async def _gives_numbers(self) -> bool:
-        """Whether the weights do, as far as a few samples show."""
-        probed = self._learnt[:_PROBED]
-        return _finite(probed, await self._bench.trainer.forward(probed))
+        """Whether the weights do, as far as a few samples show; looked at once a step."""
+        if self._progress.step != self._sound:
+            probed = self._learnt[:_PROBED]
+            if not _finite(probed, await self._bench.trainer.forward(probed)):
+                return False
+            self._sound = self._progress.step
+        return True
 
-    async def _numbers_known_to_fail(self) -> bool:
-        """As ``_gives_numbers``, where an error has come first: who cannot be asked is trusted."""
+    async def _known_to_be_ruined(self) -> bool:
+        """Where an error has come first: a trainer that cannot be asked is trusted."""
         try:
-            return self._progress.step != self._sound and not await self._gives_numbers()
+            return not await self._gives_numbers()
         except PipelineError:
             return False
 
@@ -363,7 +365,7 @@ class Training:
                 await self._bench.checkpoints.save_adapter(self._progress)
             elif not self._unsaved:
                 await self._bench.checkpoints.save_adapter(self._progress)
-            elif await self._numbers_known_to_fail():
+            elif await self._known_to_be_ruined():
                 why.add_note(await self._keep_last_state())
             else:
                 await self._save(checkpoint=True)
