@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any, Final
 
-from openhands.sdk import LLM, Agent
+from openhands.sdk import Agent
 from openhands.sdk.context.condenser import LLMSummarizingCondenser, default_condenser
 from openhands.sdk.conversation.exceptions import ConversationRunError
 from openhands.sdk.conversation.impl.local_conversation import LocalConversation
@@ -31,9 +31,9 @@ from openhands.sdk.llm.exceptions import (
 from openhands.tools.preset.default import get_default_tools
 from openhands.tools.terminal import TerminalAction, TerminalTool
 from openhands.tools.terminal.terminal import terminal_session
-from pydantic import SecretStr
 
 from spider_agent.lines import LineWriter, Request
+from spider_agent.llm import make_llm
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,7 @@ class _Episode:
         self._limit: ConversationErrorEvent | None = None
         self._probe = threading.Thread(target=self._probe_shell, daemon=True)
         self._probe_error: Exception | None = None
-        settings = dict(request.llm)
-        key = settings.pop("api_key", None)
-        self._llm = LLM(**settings, api_key=SecretStr(key) if key else None, usage_id="agent")
+        self._llm = make_llm(request.llm)
         agent = Agent(
             llm=self._llm,
             tools=get_default_tools(enable_browser=False),

@@ -36,9 +36,9 @@ STATUSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """``llm`` are arguments of the SDK's ``LLM``, the key among them. ``path`` is the folder to
-    work in, ``state`` one for the SDK's own files. ``max_budget`` None: no cap; ``condenser`` is
-    False, True (the SDK's default) or arguments of its summarising one."""
+    """``llm`` are what ``spider_agent.llm.make_llm`` takes, the key among them. ``path`` is the
+    folder to work in, ``state`` one for the SDK's own files. ``max_budget`` None: no cap;
+    ``condenser`` is False, True (the SDK's default) or arguments of its summarising one."""
 
     instruction: str
     path: str

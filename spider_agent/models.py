@@ -2,8 +2,9 @@
 
 ``provider`` (null: none is known), ``api_base``, ``compatible`` (whether the provider speaks
 OpenAI's protocol below that address), ``input_cost_per_token`` and ``output_cost_per_token`` in
-dollars (null: no price is known), ``error`` where the name is none; ``versions`` of the packages
-that agents are made of.
+dollars (null: no price is known), ``error`` where the name is none, ``missing`` the package that
+the provider is reached with where it is not there (null: none is missing); ``versions`` of the
+packages that agents are made of.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 __all__ = ["describe", "main"]
 
 import importlib.metadata
+import importlib.util
 import json
 import sys
 from typing import Any, Final
@@ -18,6 +20,14 @@ from typing import Any, Final
 _PACKAGES: Final = ("openhands-sdk", "openhands-tools")
 #: Those whom LiteLLM does not count among the compatible, since it treats them apart.
 _BESIDES: Final = ("mistral", "openai", "openrouter")
+#: By provider: the module that LiteLLM wants for it, and the package that brings it.
+_OPTIONAL: Final = {
+    "bedrock": ("boto3", "boto3"),
+    "bedrock_converse": ("boto3", "boto3"),
+    "sagemaker": ("boto3", "boto3"),
+    "sagemaker_chat": ("boto3", "boto3"),
+    "vertex_ai": ("vertexai", "google-cloud-aiplatform"),
+}
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -30,6 +40,8 @@ def describe(name: str) -> dict[str, Any]:
         found["error"] = str(error)
     known = (*litellm.openai_compatible_providers, *_BESIDES)
     found["compatible"] = found["provider"] in known
+    module, package = _OPTIONAL.get(found["provider"], ("json", None))
+    found["missing"] = package if importlib.util.find_spec(module) is None else None
     try:
         info = litellm.get_model_info(name)
     except Exception:  # noqa: BLE001 - the library's word for "no such model" is a bare one

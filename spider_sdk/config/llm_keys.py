@@ -3,13 +3,24 @@
 A key that went to another service than its own would be given away, so a variable is only ever
 read for the provider that documents it. The client forwards what may be needed by the name alone
 (``likely_keys``); the worker, which asks LiteLLM who the provider is, takes that one's
-(``PROVIDER_KEYS``). Everything else is named by ``llm_api_key_env``.
+(``PROVIDER_KEYS``). Everything else is named by ``llm_api_key_env``. Providers that a key alone
+does not open are reached with variables of LiteLLM's (``PROVIDER_VARIABLES``).
 """
 
 from __future__ import annotations
 
-__all__ = ["KEYLESS", "PROVIDER_KEYS", "address_key", "likely_keys"]
+__all__ = [
+    "KEYLESS",
+    "PLAIN_VARIABLES",
+    "PROVIDER_KEYS",
+    "PROVIDER_VARIABLES",
+    "ProviderVariables",
+    "address_key",
+    "likely_keys",
+    "likely_variables",
+]
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,6 +29,7 @@ from spider_sdk.config.services import usual_key
 PROVIDER_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "anthropic": ("ANTHROPIC_API_KEY",),
     "cerebras": ("CEREBRAS_API_KEY",),
+    "clarifai": ("CLARIFAI_API_KEY",),
     "codestral": ("CODESTRAL_API_KEY",),
     "cohere": ("COHERE_API_KEY",),
     "cohere_chat": ("COHERE_API_KEY",),
@@ -45,6 +57,83 @@ PROVIDER_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """By LiteLLM's provider: the variables of its key, the first that is set counts."""
 
+
+@dataclasses.dataclass(frozen=True)
+class ProviderVariables:
+    """Of each tuple in ``needed`` one variable has to be set; all that are set are used, and those
+    of ``also``. ``key`` is the one whose value ``llm_api_key_env`` may name elsewhere, ``address``
+    the one in whose place ``llm_base_url`` may stand (None: there is none such)."""
+
+    needed: tuple[tuple[str, ...], ...]
+    also: tuple[str, ...] = ()
+    key: str | None = None
+    address: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        needed = (name for names in self.needed for name in names)
+        return tuple(dict.fromkeys((*needed, *self.also)))
+
+
+_AWS_REGION: Final = ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION")
+_BEDROCK: Final = ProviderVariables(
+    (
+        ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"),
+        ("AWS_BEARER_TOKEN_BEDROCK", "AWS_SECRET_ACCESS_KEY"),
+        _AWS_REGION,
+    ),
+    ("AWS_SESSION_TOKEN", "AWS_BEDROCK_RUNTIME_ENDPOINT"),
+)
+_SAGEMAKER: Final = ProviderVariables(
+    (("AWS_ACCESS_KEY_ID",), ("AWS_SECRET_ACCESS_KEY",), _AWS_REGION), ("AWS_SESSION_TOKEN",)
+)
+
+PROVIDER_VARIABLES: Final[Mapping[str, ProviderVariables]] = {
+    "azure": ProviderVariables(
+        (("AZURE_API_KEY",), ("AZURE_API_BASE",)),
+        ("AZURE_API_VERSION",),
+        key="AZURE_API_KEY",
+        address="AZURE_API_BASE",
+    ),
+    "azure_ai": ProviderVariables(
+        (("AZURE_AI_API_KEY",), ("AZURE_AI_API_BASE",)),
+        key="AZURE_AI_API_KEY",
+        address="AZURE_AI_API_BASE",
+    ),
+    "bedrock": _BEDROCK,
+    "bedrock_converse": _BEDROCK,
+    "databricks": ProviderVariables(
+        (("DATABRICKS_API_KEY",), ("DATABRICKS_API_BASE",)),
+        key="DATABRICKS_API_KEY",
+        address="DATABRICKS_API_BASE",
+    ),
+    "sagemaker": _SAGEMAKER,
+    "sagemaker_chat": _SAGEMAKER,
+    "snowflake": ProviderVariables(
+        (("SNOWFLAKE_JWT",), ("SNOWFLAKE_ACCOUNT_ID",)), key="SNOWFLAKE_JWT"
+    ),
+    "vertex_ai": ProviderVariables(
+        (("VERTEXAI_CREDENTIALS",), ("VERTEXAI_PROJECT",), ("VERTEXAI_LOCATION",))
+    ),
+    "watsonx": ProviderVariables(
+        (
+            ("WATSONX_API_KEY", "WATSONX_APIKEY", "WATSONX_TOKEN", "WATSONX_ZENAPIKEY"),
+            ("WATSONX_URL", "WATSONX_API_BASE"),
+            ("WATSONX_PROJECT_ID", "WATSONX_SPACE_ID", "WATSONX_DEPLOYMENT_SPACE_ID"),
+        )
+    ),
+}
+"""By LiteLLM's provider, where one key is not enough. They hold what LiteLLM says they hold, but
+for credentials of Vertex AI: the JSON itself, since a path leads nowhere on a worker."""
+
+PLAIN_VARIABLES: Final = frozenset(
+    {*_AWS_REGION, "AWS_BEDROCK_RUNTIME_ENDPOINT", "AZURE_AI_API_BASE", "AZURE_API_BASE",
+     "AZURE_API_VERSION", "DATABRICKS_API_BASE", "SNOWFLAKE_ACCOUNT_ID", "VERTEXAI_LOCATION",
+     "VERTEXAI_PROJECT", "WATSONX_API_BASE", "WATSONX_DEPLOYMENT_SPACE_ID", "WATSONX_PROJECT_ID",
+     "WATSONX_SPACE_ID", "WATSONX_URL"}
+)  # fmt: skip
+"""Of ``PROVIDER_VARIABLES``, those that are no secret."""
+
 KEYLESS: Final = frozenset(
     {"docker_model_runner", "hosted_vllm", "llamafile", "lm_studio", "ollama", "ollama_chat",
      "xinference"}
@@ -70,6 +159,13 @@ def likely_keys(model: str, base_url: str | None) -> tuple[str, ...]:
         if model.startswith(starts):
             return PROVIDER_KEYS[provider]
     return ()
+
+
+def likely_variables(model: str) -> tuple[str, ...]:
+    """Variables that a model is reached with whose provider a key alone does not open, besides a
+    key that the job names. Empty for others."""
+    variables = PROVIDER_VARIABLES.get(model.partition("/")[0])
+    return () if variables is None else variables.names
 
 
 def address_key(base_url: str) -> tuple[str, ...]:

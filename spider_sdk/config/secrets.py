@@ -18,7 +18,7 @@ __all__ = [
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from spider_sdk.config.llm_keys import likely_keys
+from spider_sdk.config.llm_keys import PLAIN_VARIABLES, likely_keys, likely_variables
 from spider_sdk.config.loader import parse_job
 from spider_sdk.config.model import Job, JobConfig, ModelConfig, SweConfig, TeacherConfig
 from spider_sdk.config.names import (
@@ -32,7 +32,9 @@ from spider_sdk.config.positions import Path, dotted
 from spider_sdk.config.services import BASE_URL, student_service, teacher_service, usual_key
 from spider_sdk.errors import ConfigError, Problem
 
-PLAIN: Final = frozenset({"TRACKIO_SPACE_ID", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"})
+PLAIN: Final = PLAIN_VARIABLES | frozenset(
+    {"TRACKIO_SPACE_ID", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"}
+)
 """Variables that travel with the secrets and hide nothing: to blank out every ``offline`` in what
 a job says would help nobody."""
 
@@ -89,6 +91,7 @@ def _optional(job: Job) -> set[str]:
     if isinstance(job, SweConfig):
         if not (job.llm_api_key or job.llm_api_key_env):
             names.update(likely_keys(job.llm_model, job.llm_base_url))
+        names.update(likely_variables(job.llm_model))
         return names
     options = job.generation.on_policy_options
     if options is not None and options.wandb_project:

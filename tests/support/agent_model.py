@@ -10,9 +10,10 @@ often a request is repeated, and after a restart, it is answered alike. A turn i
 - ``{"status": 500}``: an error; ``{"hang": True}``: no answer at all; ``{"after": 5.0}`` beside
   any: it takes so many seconds.
 
+It is asked in OpenAI's protocol, at ``base_url``, or as Azure's deployments are, at ``azure``.
 Past its last turn a part finishes. ``requests`` holds each body as it came, ``keys`` the bearer
-tokens. As a process of its own: ``python -m tests.support.agent_model PARTS.json [LATENCY]``
-prints its address on one line.
+tokens, or Azure's keys. As a process of its own, ``python -m tests.support.agent_model PARTS.json
+[LATENCY]`` prints its address on one line.
 """
 
 from __future__ import annotations
@@ -49,17 +50,20 @@ class AgentModel:
         self.answers: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.base_url = ""
+        self.azure = ""
 
     async def start(self) -> web.AppRunner:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._answer)
+        app.router.add_post("/openai/deployments/{name}/chat/completions", self._answer)
         app.router.add_get("/v1/models", self._models)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
-        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self.azure = f"http://127.0.0.1:{port}"
+        self.base_url = f"{self.azure}/v1"
         return runner
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -68,7 +72,8 @@ class AgentModel:
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.requests.append(body)
-        self.keys.append(request.headers.get("Authorization", ""))
+        headers = request.headers
+        self.keys.append(headers.get("api-key") or headers.get("Authorization", ""))
         if self.latency:
             await asyncio.sleep(self.latency)
         turn = self._turn(body["messages"])

@@ -245,8 +245,8 @@ def _sockets() -> Path:
 
 
 def _llm(job: SweConfig, endpoint: Endpoint) -> dict[str, Any]:
-    """Arguments of the SDK's ``LLM``, but for what a proxy puts in its place."""
-    llm = {
+    """Arguments of ``spider_agent.llm.make_llm``, but for what a proxy puts in their place."""
+    llm: dict[str, Any] = {
         "model": endpoint.model,
         "temperature": job.temperature,
         "input_cost_per_token": endpoint.prices.input,
@@ -254,6 +254,7 @@ def _llm(job: SweConfig, endpoint: Endpoint) -> dict[str, Any]:
     }
     if not endpoint.proxied:
         llm |= {"api_key": endpoint.key, "base_url": endpoint.base_url}
+        llm["variables"] = dict(endpoint.variables) or None
     return {key: value for key, value in llm.items() if value is not None}
 
 

@@ -1,8 +1,10 @@
 """The model of a job of coding agents: who answers for it, at what address, with whose key.
 
 With ``llm_base_url`` the server there is spoken to in OpenAI's protocol, with the model's name as
-the job has it. Without, LiteLLM says whose the name is. Whoever speaks OpenAI's protocol is reached
-through the worker's proxy; the key of anyone else goes to the agent.
+the job has it, unless the name begins with a provider that has no address but its customers' own
+(``azure/``). Without, LiteLLM says whose the name is. Whoever speaks OpenAI's protocol is reached
+through the worker's proxy; the key of anyone else goes to the agent, and so do the variables of
+those that one key does not open.
 """
 
 from __future__ import annotations
@@ -13,20 +15,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from spider_sdk.config.llm_keys import KEYLESS, PROVIDER_KEYS, address_key
+from spider_sdk.config.llm_keys import (
+    KEYLESS,
+    PROVIDER_KEYS,
+    PROVIDER_VARIABLES,
+    ProviderVariables,
+    address_key,
+)
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import FatalJobError, NotSupported
+from spider_sdk.errors import EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.agents.interpreter import agent_python, ask_model
 from spider_worker.agents.proxy import Prices
 from spider_worker.pipelines.swe_agent.parts import Ctx, Endpoint
 from spider_worker.settings import WorkerSettings
 
-#: Providers that want more than one key, or a person who logs in.
+#: Providers whose models are no chat models, to whom a person logs in, or who sign with a file.
 _UNSERVED: Final = frozenset(
-    {"azure", "azure_text", "bedrock", "bedrock_converse", "chatgpt", "clarifai", "databricks",
-     "github_copilot", "oci", "ragflow", "sagemaker", "sagemaker_chat", "snowflake", "vertex_ai",
-     "vertex_ai_beta", "watsonx", "watsonx_text"}
-)  # fmt: skip
+    {"azure_text", "chatgpt", "github_copilot", "oci", "ragflow", "vertex_ai_beta", "watsonx_text"}
+)
 #: Words of LiteLLM's for OpenAI's protocol that are no server's name for a model's owner.
 _PROTOCOLS: Final = ("hosted_vllm/", "litellm_proxy/", "custom_openai/", "openai_like/")
 #: Addresses that LiteLLM keeps to itself.
@@ -42,10 +48,12 @@ _OLLAMA: Final = ("ollama", "ollama_chat")
 
 async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
     """Raises FatalJobError for a name that is no model's, a key that is missing, and a cap on
-    money where nobody knows the price; NotSupported for providers that one key does not open."""
+    money where nobody knows the price; NotSupported for providers that no variables open;
+    EngineUnavailable where the agents' environment lacks what a provider is reached with."""
     job = ctx.job
     python = agent_python(settings.agent_python)
-    if job.llm_base_url is not None:
+    named = PROVIDER_VARIABLES.get(job.llm_model.split("/")[0])
+    if job.llm_base_url is not None and (named is None or named.address is None):
         found = await ask_model(python, job.llm_model)
         name = job.llm_model
         for prefix in _PROTOCOLS:
@@ -70,6 +78,15 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
 def _of_provider(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
     """Where LiteLLM's ``provider`` answers."""
     job = ctx.job
+    if provider in PROVIDER_VARIABLES:
+        if found["missing"] is not None:
+            raise EngineUnavailable(
+                f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}, which is "
+                f"reached with {found['missing']}; install that in the agents' environment of this "
+                "worker"
+            )
+        variables = _variables(ctx, provider, PROVIDER_VARIABLES[provider])
+        return Endpoint(job.llm_model, None, None, False, _prices(job, found), variables=variables)
     if provider in PROVIDER_KEYS:
         key = _key(ctx, PROVIDER_KEYS[provider], where=f"provider {provider}")
     elif job.llm_api_key_env is not None or provider in KEYLESS:
@@ -97,12 +114,40 @@ def _of_provider(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
 def _check_served(provider: str, model: str) -> None:
     if provider not in _UNSERVED:
         return
-    instead = "give llm_base_url (of LiteLLM's proxy, say), and the model's name as it is there"
-    if provider.startswith("vertex_ai"):
-        instead = f"write gemini/{model.rpartition('/')[2]} (with GEMINI_API_KEY), or {instead}"
     raise NotSupported(
-        f"llm_model: {model} is a model of LiteLLM's provider {provider}, which takes more than a "
-        f"key to be reached; {instead}"
+        f"llm_model: {model} is a model of LiteLLM's provider {provider}, which keys alone do not "
+        "open; give llm_base_url (of LiteLLM's proxy, say), and the model's name as it is there"
+    )
+
+
+def _variables(ctx: Ctx, provider: str, asked: ProviderVariables) -> dict[str, str]:
+    """What ``provider`` is reached with, by LiteLLM's names. Raises FatalJobError where something
+    is missing."""
+    job = ctx.job
+    found = {name: ctx.secrets[name] for name in asked.names if ctx.secrets.get(name)}
+    if asked.address is not None and job.llm_base_url is not None:
+        found[asked.address] = job.llm_base_url
+        if asked.key is not None:
+            found.pop(asked.key, None)  # not for an address that it was not named for
+    if asked.key is not None and job.llm_api_key_env is not None:
+        found[asked.key] = ctx.secrets[job.llm_api_key_env]
+    missing = [" or ".join(names) for names in asked.needed if not found.keys() & set(names)]
+    if not missing:
+        return found
+    said = f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}"
+    if asked.key in missing and job.llm_base_url is not None:
+        raise FatalJobError(f"{said}; set llm_api_key_env to the variable of its key")
+    also = ""
+    if not job.llm_model.startswith(f"{provider}/"):
+        also = f", and write {provider}/{job.llm_model}, so that they are forwarded"
+    elif provider == "vertex_ai":
+        also = (
+            " (VERTEXAI_CREDENTIALS holds the JSON of a service account; with GEMINI_API_KEY "
+            f"alone, write gemini/{job.llm_model.rpartition('/')[2]})"
+        )
+    raise FatalJobError(
+        f"{said}, and where the job was submitted there is no {', no '.join(missing)}; "
+        f"export what is missing{also}"
     )
 
 

@@ -22,14 +22,16 @@ from spider_worker.workspaces.base import Box, Workspace
 class Endpoint:
     """How the model is reached. ``model`` is the name that the agent's SDK is given; ``key`` is
     None where the model wants none; ``base_url`` None is the provider's own. Through a proxy
-    (``proxied``) the agent sees neither of them. ``versions`` are those of the packages that
-    agents are made of."""
+    (``proxied``) the agent sees neither of them. ``variables`` are what LiteLLM looks up for a
+    provider that one key does not open. ``versions`` are those of the packages that agents are made
+    of."""
 
     model: str
     base_url: str | None
     key: str | None
     proxied: bool
     prices: Prices = Prices()
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
 

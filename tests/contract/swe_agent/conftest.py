@@ -174,7 +174,11 @@ class Job:
         self.ctx = LocalContext(
             self.store,
             job,
-            secrets={"MODEL_KEY": "the-real-key", **self.secrets},
+            secrets={
+                "MODEL_KEY": "the-real-key",
+                "AZURE_API_BASE": self.model.azure,
+                **self.secrets,
+            },
             inputs=inputs,
             resources=Resources(self.warm),
         )

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import FatalJobError, NotSupported
+from spider_sdk.config.secrets import optional_secrets
+from spider_sdk.errors import EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.agents.interpreter import QUIET
 from spider_worker.pipelines.swe_agent import endpoint as module
 from spider_worker.pipelines.swe_agent.endpoint import find_endpoint
@@ -32,6 +33,9 @@ NAMES = (
     "openrouter/anthropic/claude-sonnet-4.5", "claude-sonnet-4-5", "gemini/gemini-2.5-pro",
     "ollama/llama3", "gemini-2.5-pro", "replicate/a/b", "hosted_vllm/org/m", "your-org/your-model",
     "accounts/fireworks/models/m", "openai/gpt-oss-20b", "anthropic/claude-sonnet-4.5",
+    "azure/mine", "azure_ai/mine", "bedrock/anthropic.claude", "databricks/mine",
+    "sagemaker_chat/mine", "snowflake/mine", "vertex_ai/gemini-2.5-pro", "watsonx/mine",
+    "anthropic.claude-3-5-sonnet-20240620-v1:0",
 )  # fmt: skip
 _ASK = """
 import json, sys
@@ -114,9 +118,8 @@ def test_a_key_that_is_named_goes_before_the_usual_one(python: str) -> None:
 @pytest.mark.parametrize(
     ("model", "error", "said"),
     [
-        ("bedrock/anthropic.claude", NotSupported, "provider bedrock.* llm_base_url"),
-        ("azure/mine", NotSupported, "provider azure"),
-        ("gemini-2.5-pro", NotSupported, "write gemini/gemini-2.5-pro"),
+        ("chatgpt/gpt-5", NotSupported, "provider chatgpt.* llm_base_url"),
+        ("oci/xai.grok-4", NotSupported, "provider oci"),
         ("replicate/a/b", FatalJobError, "provider replicate.* set llm_api_key_env"),
         ("hosted_vllm/org/m", FatalJobError, "knows the address .* llm_base_url"),
     ],
@@ -126,6 +129,88 @@ def test_what_one_key_does_not_open_is_said(
 ) -> None:
     with pytest.raises(error, match=said):
         found(python, model)
+
+
+AZURE = ("AZURE_API_KEY", "AZURE_API_BASE")
+AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+VERTEX = ("VERTEXAI_CREDENTIALS", "VERTEXAI_PROJECT", "VERTEXAI_LOCATION")
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("azure/mine", (*AZURE, "AZURE_API_VERSION")),
+        ("azure_ai/mine", ("AZURE_AI_API_KEY", "AZURE_AI_API_BASE")),
+        ("bedrock/anthropic.claude", AWS),
+        ("bedrock/anthropic.claude", ("AWS_BEARER_TOKEN_BEDROCK", "AWS_REGION_NAME")),
+        ("databricks/mine", ("DATABRICKS_API_KEY", "DATABRICKS_API_BASE")),
+        ("sagemaker_chat/mine", AWS),
+        ("snowflake/mine", ("SNOWFLAKE_JWT", "SNOWFLAKE_ACCOUNT_ID")),
+        ("watsonx/mine", ("WATSONX_APIKEY", "WATSONX_URL", "WATSONX_PROJECT_ID")),
+    ],
+)
+def test_providers_that_take_more_than_a_key_have_their_variables_in_the_agent(
+    python: str, model: str, names: tuple[str, ...]
+) -> None:
+    endpoint = found(python, model, keys=(*KEYS, *names))
+    assert endpoint.variables == {name: name for name in names}
+    assert (endpoint.model, endpoint.key, endpoint.base_url) == (model, None, None)
+    assert not endpoint.proxied
+    assert not any(name in repr(endpoint) for name in names)
+    # What may be needed is forwarded.
+    assert {*names} <= {*optional_secrets(SweConfig(llm_model=model, llm_api_key_env="MY_KEY"))}
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "said"),
+    [
+        ("azure/mine", AZURE[:1], "there is no AZURE_API_BASE; export"),
+        (
+            "bedrock/anthropic.claude",
+            (AWS[0], AWS[2]),
+            "no AWS_BEARER_TOKEN_BEDROCK or AWS_SECRET_ACCESS_KEY; export",
+        ),
+        # Nothing but the worker's LiteLLM knows whose this is.
+        ("anthropic.claude-3-5-sonnet-20240620-v1:0", (), "write bedrock/anthropic.claude"),
+    ],
+)
+def test_a_missing_variable_is_said(
+    python: str, model: str, keys: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(FatalJobError, match=said):
+        found(python, model, keys=keys)
+
+
+def test_a_provider_whose_package_is_not_there_is_said(
+    python: str, answers: Mapping[str, Any]
+) -> None:
+    model = "vertex_ai/gemini-2.5-pro"
+    if answers[model]["missing"] is None:
+        pytest.skip("the agents' environment has google-cloud-aiplatform")
+    with pytest.raises(EngineUnavailable, match="google-cloud-aiplatform; install"):
+        found(python, model, keys=VERTEX)
+
+
+def test_vertex_is_reached_where_its_package_is(
+    python: str, answers: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "vertex_ai/gemini-2.5-pro"
+    monkeypatch.setitem(answers[model], "missing", None)
+    assert found(python, model, keys=VERTEX).variables == {name: name for name in VERTEX}
+    with pytest.raises(FatalJobError, match=r"JSON of a service .* write gemini/gemini-2.5-pro"):
+        found(python, model, keys=("GEMINI_API_KEY",))
+
+
+def test_azures_own_protocol_is_spoken_at_an_address_with_the_key_that_is_named(
+    python: str,
+) -> None:
+    address, keys = "https://mine.openai.azure.com", (*AZURE, "MY_KEY")
+    endpoint = found(
+        python, "azure/mine", llm_base_url=address, llm_api_key_env="MY_KEY", keys=keys
+    )
+    assert endpoint.variables == {"AZURE_API_BASE": address, "AZURE_API_KEY": "MY_KEY"}
+    with pytest.raises(FatalJobError, match="set llm_api_key_env"):
+        found(python, "azure/mine", llm_base_url="http://10.0.0.5", keys=AZURE)
 
 
 def test_no_other_providers_key_is_taken_in_its_place(python: str) -> None:

@@ -23,7 +23,8 @@ def forwarded(**swe: Any) -> set[str]:
         ("openrouter/anthropic/claude-sonnet-4.5", {"OPENROUTER_API_KEY"}),
         ("together_ai/a/b", {"TOGETHER_API_KEY", "TOGETHERAI_API_KEY"}),
         ("ollama/llama3", set()),
-        ("bedrock/x", set()),
+        ("azure/x", {"AZURE_API_KEY", "AZURE_API_BASE", "AZURE_API_VERSION"}),
+        ("oci/x", set()),
         ("my-own", set()),
     ],
 )
