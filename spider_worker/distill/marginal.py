@@ -106,7 +106,8 @@ def _ordinary(one: Vocabulary, other: Vocabulary) -> dict[bytes, list[int]]:
     uses comes first. An added token that the other model lacks is text."""
     found: dict[bytes, list[int]] = {}
     for token, piece in enumerate(one.pieces):
-        if not piece or (token in one.texts and other.structure(one.texts[token]) is not None):
+        name = one.texts.get(token)
+        if not piece or (name is not None and _is_structure(name, other)):
             continue
         same = found.setdefault(piece, [])
         if same and same[0] in one.fallbacks:
@@ -114,6 +115,10 @@ def _ordinary(one: Vocabulary, other: Vocabulary) -> dict[bytes, list[int]]:
         else:
             same.append(token)
     return found
+
+
+def _is_structure(name: str, other: Vocabulary) -> bool:
+    return other.structure(name) is not None or other.half(name)
 
 
 def _longest_prefix(piece: bytes, table: Container[bytes]) -> bytes | None:

@@ -309,10 +309,12 @@ def _structure(
     student: Vocabulary, teacher: Vocabulary, names: Mapping[str, str]
 ) -> Mapping[int, int | None]:
     """The student's structural ids and the teacher's for them. A special one that the teacher lacks
-    is None; one that is not special and that the teacher lacks is text, and not here."""
+    is None, and so is the half that it lacks of a pair; another one that is not special is text,
+    and not here."""
     found: dict[int, int | None] = {}
     for text, token in student.structural.items():
-        mapped = teacher.structure(names.get(text, text))
-        if mapped is not None or token in student.special:
+        name = names.get(text, text)
+        mapped = teacher.structure(name)
+        if mapped is not None or token in student.special or teacher.half(name):
             found[token] = mapped
     return found

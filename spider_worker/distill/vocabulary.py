@@ -3,7 +3,7 @@
 A *piece* is the bytes that a token id stands for in running text. Special tokens stand for none:
 they are structure, and named by their text (``<|im_end|>``). Added tokens that are not special
 (``<think>`` in some models) are both: structure where the other model knows them too, text where
-it does not.
+it does not, since there are models that spell them out.
 """
 
 from __future__ import annotations
@@ -28,11 +28,27 @@ from spider_worker.distill.pieces import byte_tokens, read_pieces
 
 Indices = NDArray[np.int64]
 
-#: Delimiters that mean the same to models that call them differently.
+#: Delimiters that mean the same to models that call them differently, as pairs of what begins and
+#: what ends thinking, calls of tools and their results. Where a model has one for a list of calls
+#: and one for each, it is the first that a call begins with.
 _SYNONYMS: Final = (
-    ("<think>", "[THINK]", "◁think▷", "<|START_THINKING|>", "<seed:think>"),
-    ("</think>", "[/THINK]", "◁/think▷", "<|END_THINKING|>", "</seed:think>"),
-)
+    (
+        ("<think>", "[THINK]", "◁think▷", "<|START_THINKING|>", "<seed:think>"),
+        ("</think>", "[/THINK]", "◁/think▷", "<|END_THINKING|>", "</seed:think>"),
+    ),
+    (
+        ("<tool_call>", "[TOOL_CALLS]", "<|tool_call|>", "<|START_ACTION|>",
+         "<｜tool▁calls▁begin｜>", "<|tool_calls_section_begin|>", "<seed:tool_call>",
+         "<minimax:tool_call>"),
+        ("</tool_call>", "<|/tool_call|>", "<|END_ACTION|>", "<｜tool▁calls▁end｜>",
+         "<|tool_calls_section_end|>", "</seed:tool_call>", "</minimax:tool_call>"),
+    ),
+    (
+        ("<tool_response>", "[TOOL_RESULTS]", "<|tool_response|>", "<|START_TOOL_RESULT|>",
+         "<｜tool▁outputs▁begin｜>"),
+        ("</tool_response>", "[/TOOL_RESULTS]", "<|END_TOOL_RESULT|>", "<｜tool▁outputs▁end｜>"),
+    ),
+)  # fmt: skip
 #: What a chat template is shown to learn how it closes a turn.
 _MARK: Final = "xyzzy"
 #: Texts on which the byte table must prove itself.
@@ -115,10 +131,20 @@ class Vocabulary:
 
     def structure(self, text: str) -> int | None:
         """The structural token of that name, or of another name for the same delimiter."""
-        names = next((group for group in _SYNONYMS if text in group), ())
+        names = next((names for pair in _SYNONYMS for names in pair if text in names), ())
         return next(
             (self.structural[name] for name in (text, *names) if name in self.structural), None
         )
+
+    def half(self, text: str) -> bool:
+        """Whether the model has no such token, and one for the other half of the pair: a call of
+        Mistral's ends without a mark. It is no text to that model then."""
+        if self.structure(text) is not None:
+            return False
+        pair: Iterable[Sequence[str]] = next(
+            (pair for pair in _SYNONYMS if any(text in names for names in pair)), ()
+        )
+        return any(name in self.structural for names in pair for name in names)
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:
         """The ids of ordinary text: nothing is added around it, and a special token that is

@@ -149,6 +149,16 @@ def test_an_added_token_that_the_other_lacks_is_text() -> None:
     assert PrefixMap(having, lacking).image.tolist() == [-1, 1, 2]
 
 
+def test_the_half_of_a_pair_that_the_other_lacks_is_no_text() -> None:
+    student = of_pieces([b"<", None], structural={"[TOOL_CALLS]": 1}, special=frozenset({1}))
+    teacher = of_pieces(
+        [b"<", b"<tool_call>", b"</tool_call>"],
+        structural={"<tool_call>": 1, "</tool_call>": 2},
+    )
+    assert PrefixMap(student, teacher).image.tolist() == [0, 1, -1]
+    assert PrefixMap(teacher, student).image.tolist() == [0, 1]
+
+
 def test_where_ids_mean_the_same_each_is_its_own_image() -> None:
     known = vocabulary("byte-level")
     assert PrefixMap(known, known).image.tolist() == list(range(len(known.pieces)))

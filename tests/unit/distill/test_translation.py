@@ -153,6 +153,21 @@ def without_end(name: str) -> object:
 # -- structure --------------------------------------------------------------------
 
 
+def test_a_call_of_a_tool_begins_in_the_teachers_own_way_and_ends_without_a_mark() -> None:
+    ours, theirs = vocabulary("byte-level"), vocabulary("metaspace")
+    call = '{"name": "add"}'
+    ids = [
+        token("byte-level", "<tool_call>"),
+        *ours.encode(call),
+        token("byte-level", "</tool_call>"),
+    ]
+    found = translate("byte-level", "metaspace", ids)
+    shown = found.teacher_tokens.tolist()
+    assert shown[0] == token("metaspace", "[TOOL_CALLS]")
+    assert theirs.bytes_of(shown[1:]).decode().strip() == call
+    assert found.dropped == {"no </tool_call> in the teacher": 1}
+
+
 def test_thinking_is_marked_in_the_teachers_own_way() -> None:
     ours = vocabulary("byte-level")
     ids = [
