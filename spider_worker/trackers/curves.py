@@ -133,7 +133,13 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
     yield Panel("Norm of the gradient", "L2", line("grad_norm", "gradient"), (0, None))
     phases = [
         one
-        for name in ("seconds/sample", "seconds/score", "seconds/train", "seconds/eval")
+        for name in (
+            "seconds/sample",
+            "seconds/score",
+            "seconds/train",
+            "seconds/eval",
+            "seconds/save",
+        )
         for one in line(name, name.removeprefix("seconds/"))
     ]
     yield Panel("Time in each phase of a step", "seconds", phases, logarithmic=True)

@@ -72,6 +72,7 @@ class Training:
         self._options = bench.options
         self._ahead: asyncio.Task[list[Prompt]] | None = None
         self._unsaved = False
+        self._saving = 0.0  # seconds since the last step's record
         self._between = False  # the weights are those of no whole step
         self._learnt: Sequence[Datum] = ()  # of the last batch
         self._sound = progress.step  # the step whose weights are known to give numbers
@@ -201,6 +202,9 @@ class Training:
             "seconds/score": batch.seconds_score,
             "seconds/train": learnt - trained,
         }
+        if self._saving:
+            # Behind the step before this one: what is saved holds that one's record.
+            figures["seconds/save"], self._saving = self._saving, 0.0
         try:
             if self._options.compute_post_kl:
                 now = await bench.trainer.forward(batch.data)
@@ -350,9 +354,11 @@ class Training:
             return False
 
     async def _save(self, *, checkpoint: bool) -> None:
+        began = time.monotonic()
         await asyncio.to_thread(self._bench.journal.sync)
         await self._bench.checkpoints.save(self._progress, checkpoint=checkpoint)
         self._unsaved = False
+        self._saving += time.monotonic() - began
 
     async def _save_in_distress(self, why: BaseException) -> None:
         """Keep what the last whole step left, where an error ends the attempt. What then keeps it

@@ -107,6 +107,8 @@ def test_what_a_run_leaves(tmp_path: Path, models: Models) -> None:
         assert {"kl", "entropy", "length_mean", "truncated", "advantage_mean"} <= record.keys()
         assert {"seconds/sample", "seconds/score", "seconds/train"} <= record.keys()
         assert record["grad_norm"] > 0
+    # Told by the next step's: what is saved holds the record of its own.
+    assert {3, 5} <= {record["step"] for record in records if "seconds/save" in record}
     steps = run.events("train.step")
     assert without_times(list(map(dict, steps))) == without_times(records)
     saved = sorted(path.parent.name for path in run.artifact("checkpoints").glob("*/*.json"))
