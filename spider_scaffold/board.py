@@ -14,7 +14,7 @@ from spider_sdk.events import Event
 from spider_sdk.jobs import StatusDocument
 
 _MOST: Final = 8  #: instances that are shown one by one
-_DONE: Final = frozenset({"instance.ended", "unit.committed"})
+_FILED: Final = "unit.committed"  #: what an instance left is in the manifest
 
 
 @dataclasses.dataclass
@@ -38,12 +38,15 @@ class Board:
         self._ended: set[tuple[str, int]] = set()
 
     def update(self, document: StatusDocument, event: Event | None) -> None:
-        if event is None or event.code in _DONE:
+        if event is None or event.code == _FILED:
             self._mirror.changed()
         if event is not None:
             self._note(event)
         if document["status"] != "running":
             self._running.clear()
+        self._mirror.catch_up()
+
+    def rest(self) -> None:
         self._mirror.catch_up()
 
     def lines(self) -> list[str]:

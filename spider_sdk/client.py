@@ -254,8 +254,9 @@ class Client:
         timeout: float | None = None,
         stream: bool = True,
     ) -> Iterator[Update]:
-        """The job's updates (events, and snapshots in between) until it ends; the last one
-        holds the final status document. Raises PollTimeout after ``timeout`` seconds."""
+        """The job's updates (events, snapshots in between, and signs of life while there is
+        nothing to tell: see ``Update``) until it ends; the last one holds the final status
+        document. Raises PollTimeout after ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         return iter(
             Follower(

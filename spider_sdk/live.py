@@ -44,12 +44,18 @@ NO_STREAM = frozenset({404, 405, 406, 501})
 class Update:
     """Either an ``event`` or a whole ``document`` that the server sent (one is None).
 
-    ``final`` marks the last update: its document is the job's final one.
+    Both are None where a server with nothing to tell says that it is there: time for what should
+    not wait for the job's next event. ``final`` marks the last update: its document is the job's
+    final one.
     """
 
     event: Event | None = None
     document: StatusDocument | None = None
     final: bool = False
+
+    @property
+    def quiet(self) -> bool:
+        return self.event is None and self.document is None
 
 
 class Follower:
@@ -142,6 +148,8 @@ class Follower:
                     elif self._clock() - quiet_since > RECHECK:
                         quiet_since = self._clock()
                         yield from self._ended()
+                    else:
+                        yield Update()
                     self._reached()
         except ApiError as error:
             if error.status not in NO_STREAM:
@@ -259,13 +267,13 @@ class JobView:
 
     def apply(self, update: Update) -> StatusDocument:
         """The document after ``update``; its ``events`` holds the update's event alone, and
-        none for a snapshot, whose events were updates before it."""
+        none for a snapshot, whose events were updates before it. A quiet one leaves it."""
         if update.document is not None:
             self.document = cast(StatusDocument, {**update.document, "events": []})
             return self.document
         event = update.event
         if event is None:
-            raise ValueError("an update holds an event or a document")
+            return self.document
         changes: dict[str, Any] = {
             "updated_at": event.timestamp,
             "events": [event.to_json()],

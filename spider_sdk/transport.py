@@ -314,7 +314,8 @@ def raise_for_problem(response: httpx2.Response, url: str) -> None:
     if status == 422 and isinstance(fields, list) and fields:
         raise ConfigError([_field(field) for field in fields])
     text = problem.get("detail") or problem.get("message") or problem.get("title")
-    message = str(text) if text else f"{url} answered {status}: {response.text[:200]}"
+    said = f": {response.text[:200]}" if response.text else ""  # none to a HEAD
+    message = str(text) if text else f"{url} answered {status}{said}"
     if status == 401:
         message += "; set SPIDER_API_KEY, or server.api_key in the config"
         if os.environ.get("SPIDER_CONFIG") and not user_config_path().is_file():

@@ -34,6 +34,9 @@ class Watcher(Protocol):
     def update(self, document: StatusDocument, event: Event | None) -> None:
         """The job as it stands after ``event`` (None: a snapshot)."""
 
+    def rest(self) -> None:
+        """The server is there and has nothing to tell: what was put off can be done."""
+
     def lines(self) -> list[str]:
         """What stands below the lines of progress on a terminal."""
 
@@ -72,7 +75,9 @@ def _show(
             progress.update(document, update.event)
             if update.event is not None:
                 screen.event(update.event)
-            if watcher is not None:
+            if watcher is not None and update.quiet:
+                watcher.rest()
+            elif watcher is not None:
                 watcher.update(document, update.event)
             screen.draw(progress)
             if update.final:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,12 @@ import pytest
 
 from spider_sdk.errors import EngineUnavailable
 from spider_worker.agents.interpreter import agent_python
+from spider_worker.fleet.keys import ApiKeys
 from spider_worker.trajectories.output_file import read, read_index
 from tests.support.agent_model import AgentModel, running_model
+from tests.support.api_server import ApiServer
+from tests.support.fleet_harness import eventually
+from tests.support.fleet_harness import start as start_fleet
 from tests.support.swe_repos import SweRepo, make_repos, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,10 +88,20 @@ def config(repos: list[SweRepo], model: AgentModel, tmp_path: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SPIDER_")}
+    mine = {"SPIDER_API_KEY"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in mine or not name.startswith("SPIDER_")
+    }
     given = {"MODEL_KEY": "mk-1", "SPIDER_CONFIG": "/nonexistent"}
+    return kept | given | agents()
+
+
+def agents() -> dict[str, str]:
+    """Where this test run's agents are, for who starts a worker."""
     named = os.environ.get("SPIDER_AGENT_PYTHON")
-    return kept | given | ({"SPIDER_AGENT_PYTHON": named} if named else {})
+    return {"SPIDER_AGENT_PYTHON": named} if named else {}
 
 
 def start(config: Path, *options: str) -> subprocess.Popen[str]:
@@ -178,3 +193,51 @@ def test_ctrl_c_stops_the_fleet_and_the_same_command_goes_on(
     mended = [body for body in model.requests if "part:calc" in json.dumps(body["messages"])]
     assert len(mended) == 2, "what was done was not run again"
     assert not (tree / ".spider/fleet").exists()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a real API in front of a fleet with a worker for agents, whose key clients
+    have in their environment."""
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    for harness in start_fleet(folder, SPIDER_LEASE="15", **agents()):
+        harness.worker("-Q", "swe-agent")
+        _, key = ApiKeys(harness.fleet.redis, harness.fleet.secret_box).create("me")
+        monkeypatch.setenv("SPIDER_API_KEY", key)
+        with ApiServer(harness.fleet.settings, folder, ALLOW_PRIVATE_URLS="true") as api:
+            yield api.base_url
+
+
+def test_on_a_server_the_job_goes_on_without_its_client_and_the_tree_is_caught_up(
+    config: Path, repos: list[SweRepo], model: AgentModel, tmp_path: Path, server: str
+) -> None:
+    model.parts[repos[1].folder.name] = [{"gate": True, "text": "It is fine as it is."}]
+    tree = tmp_path / "out/tasks-train/CodeActAgent/scripted_maxiter_10"
+    process = start(config, "--server", server)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("code") == "unit.committed":
+            break
+    # What has ended is in the tree while the rest is at work.
+    eventually(lambda: (tree / "output.jsonl").is_file(), "the first instance in the tree")
+    assert [one.instance_id for one in read(tree / "output.jsonl")] == [repos[0].instance_id]
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=SECONDS)
+    said = json.loads(out.splitlines()[-1])["error"]["message"]
+    assert re.search(rf"job \S+ goes on at {server}", said), said
+    assert not (tree / ".spider/fleet").exists()
+
+    model.gate.set()
+    documents = finish(start(config, "--server", server))
+    assert not any("part" in one for one in documents)
+    assert documents[-1]["summary"]["resolved"] == 1
+    index = read_index(tree / "output.jsonl")
+    assert index.done == {(repo.instance_id, 0) for repo in repos}
+    for repo in repos:
+        assert (tree / f"infer_logs/instance_{repo.instance_id}.log").is_file()
+    assert json.loads((tree / "metadata.json").read_text())["max_iterations"] == 10
+    begun = [json.dumps(body["messages"]) for body in model.requests if len(body["messages"]) == 2]
+    for repo in repos:
+        assert sum(f"part:{repo.folder.name}" in text for text in begun) == 1
+    assert set(model.keys) == {"Bearer mk-1"}

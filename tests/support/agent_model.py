@@ -8,7 +8,7 @@ often a request is repeated, and after a restart, it is answered alike. A turn i
   ``args`` that are a string go out as they are;
 - ``{"text": "…"}``: plain text, which ends an episode; ``"reasoning"`` may stand beside either;
 - ``{"status": 500}``: an error; ``{"hang": True}``: no answer at all; ``{"after": 5.0}`` beside
-  any: it takes so many seconds.
+  any: it takes so many seconds; ``{"gate": True}`` beside any: it waits until ``gate`` is set.
 
 It is asked in OpenAI's protocol, at ``base_url``, or as Azure's deployments are, at ``azure``.
 Past its last turn a part finishes. ``requests`` holds each body as it came, ``keys`` the bearer
@@ -49,6 +49,7 @@ class AgentModel:
         self.requests: list[dict[str, Any]] = []
         self.answers: list[dict[str, Any]] = []
         self.keys: list[str] = []
+        self.gate = threading.Event()
         self.base_url = ""
         self.azure = ""
 
@@ -80,6 +81,8 @@ class AgentModel:
         if turn.get("hang"):
             await asyncio.sleep(3600)
         await asyncio.sleep(turn.get("after", 0.0))
+        while turn.get("gate") and not self.gate.is_set():
+            await asyncio.sleep(0.02)
         if "status" in turn:
             said = {"error": {"message": turn.get("message", "scripted"), "type": "scripted"}}
             return web.json_response(said, status=turn["status"])

@@ -180,6 +180,19 @@ def test_the_board_shows_who_is_at_work(mirror: Mirror, clock: Clock) -> None:
     assert board.lines() == []
 
 
+def test_what_was_put_off_is_fetched_while_the_job_is_silent(
+    jobs: Jobs, mirror: Mirror, clock: Clock, tmp_path: Path
+) -> None:
+    board = Board(mirror, clock=clock)
+    for name in ("a", "b"):
+        jobs.run(name, attempt(name))
+        board.update(status_document("running"), Event.from_json(event(1, "unit.committed")))
+    assert there(tmp_path) == [("a", 1)]
+    clock.now = 15.0
+    board.rest()
+    assert there(tmp_path) == [("a", 1), ("b", 1)]
+
+
 def test_who_was_at_work_before_is_shown_once_heard_of(mirror: Mirror, clock: Clock) -> None:
     board = Board(mirror, clock=clock)
     said = {"instance": "a", "n": 1, "attempt": 2, "turns": 7, "cost": None}

@@ -214,6 +214,18 @@ def test_heartbeats_do_not_hide_the_deadline(
         list(follow(deadline=20.0, clock=lambda: next(beats)))
 
 
+def test_a_sign_of_life_is_an_update_with_nothing_in_it(
+    server: ScriptedServer, follow: Callable[..., Follower]
+) -> None:
+    end = named_frame("end", status_document("completed", LOG))
+    frames = [FRAMES[0], b": beat\n\n", FRAMES[1], end]
+    server.on("GET", EVENTS, event_stream(frames, then="hold"))
+    updates = list(follow())
+    assert [update.quiet for update in updates[:3]] == [False, True, False]
+    view = JobView(status_document("running", LOG[:1]))
+    assert view.apply(updates[1]) == status_document("running", LOG[:1])
+
+
 def test_nor_does_silence(server: ScriptedServer, connect: Connect) -> None:
     server.on("GET", EVENTS, event_stream(FRAMES[:1], then="silence"))
     with pytest.raises(PollTimeout):
