@@ -1,6 +1,6 @@
 """Coding agents beside a bare loop of OpenHands' SDK; how they scale, start and end.
 
-    python -m benchmarks.bench_swe [overhead scaling start timeout] [--instances 32 …]
+    python -m benchmarks.bench_swe [overhead scaling start timeout cancel] [--instances 32 …]
 
 Whole jobs of the pipeline in one process, in boxes of bubblewrap, on small repositories, against a
 scripted model in a process of its own. An instance's *turns* are answers of the model, the one
@@ -10,7 +10,7 @@ machine's cores with the loop that is measured, so figures of a busy machine say
 
 from __future__ import annotations
 
-__all__ = ["overhead", "scaling", "start", "swe", "timeout"]
+__all__ = ["cancel", "overhead", "scaling", "start", "swe", "timeout"]
 
 import argparse
 import contextlib
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Figure
-from benchmarks.swe_stage import Jobs, Ran
+from benchmarks.swe_stage import Instance, Jobs, Ran
 from spider_worker.agents.interpreter import agent_python
 from spider_worker.pipelines.swe_agent.attempts import instruction
 from spider_worker.swe_tasks.normalise import to_task
@@ -57,6 +57,7 @@ class Size:
     scaling_rounds: int = 3
     starts: int = 20
     timeouts: int = 5
+    cancels: int = 5
 
 
 def swe(size: Size = Size(), names: Sequence[str] = ()) -> list[Figure]:
@@ -161,13 +162,10 @@ def start(jobs: Jobs, size: Size) -> list[Figure]:
 def timeout(jobs: Jobs, size: Size) -> list[Figure]:
     """A tool that hangs, with a child in a session of its own, past the hard timeout."""
     marker = f"97{os.getpid()}"
-    command = f"setsid nohup sleep {marker} & touch hung; sleep {marker}"
     rows = jobs.rows(size.timeouts, lambda _: "hang")
-    with spawn_model(jobs.folder, {"hang": [_shell(command)]}) as url:
+    with spawn_model(jobs.folder, {"hang": [_hang(marker)]}) as url:
         ran = jobs.run(rows, url, workers=1, marker=marker, timeout_seconds=HANG_SECONDS)
-    statuses = [one.status for one in ran.instances]
-    if set(statuses) != {"timeout"}:
-        raise RuntimeError(f"episodes were to run out of time, and ended: {statuses}")
+    _expect_ends(ran.instances, "timeout")
     hung = [one for one in ran.instances if one.hung]
     if not hung:
         raise RuntimeError("no tool had been called by the deadline: the machine is too busy")
@@ -180,7 +178,35 @@ def timeout(jobs: Jobs, size: Size) -> list[Figure]:
     ]  # fmt: skip
 
 
-_PARTS = {"overhead": overhead, "scaling": scaling, "start": start, "timeout": timeout}
+def cancel(jobs: Jobs, size: Size) -> list[Figure]:
+    """The same tool, in jobs that are cancelled while it hangs."""
+    marker = f"98{os.getpid()}"
+    rows = jobs.rows(1, lambda _: "hang")
+    instances = []
+    with spawn_model(jobs.folder, {"hang": [_hang(marker)]}) as url:
+        for _ in range(size.cancels):
+            instances += jobs.run(rows, url, workers=1, marker=marker, cancel=True).instances
+    _expect_ends(instances, "cancelled")
+    seconds = [one.ending for one in instances]
+    name = f"agents, a hung tool's end after its job's cancel: the most of {size.cancels}, s"
+    return [
+        Figure(name, max(seconds), 2.0, at_least=False, detail={"seconds": seconds}),
+        Figure("  processes left", sum(one.left for one in instances), 0, at_least=False),
+    ]
+
+
+def _hang(marker: str) -> Turn:
+    return _shell(f"setsid nohup sleep {marker} & touch hung; sleep {marker}")
+
+
+def _expect_ends(instances: Sequence[Instance], status: str) -> None:
+    statuses = [one.status for one in instances]
+    if set(statuses) != {status}:
+        raise RuntimeError(f"episodes were to end as {status}, and ended: {statuses}")
+
+
+_PARTS = {"overhead": overhead, "scaling": scaling, "start": start, "timeout": timeout,
+          "cancel": cancel}  # fmt: skip
 _PHASES = ("open", "prepare", "start", "work", "take_patch", "close")
 
 

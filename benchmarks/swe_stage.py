@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spider_sdk.config.model import InputFile, SweConfig
+from spider_sdk.errors import JobCancelled
 from spider_worker.agents.episode import Heard
 from spider_worker.agents.interpreter import agent_python
 from spider_worker.pipelines.local import LocalContext, LocalStore, run_job_locally
@@ -37,7 +38,8 @@ class Instance:
     """One instance: how it ended, and how many seconds each phase took. ``event`` and ``start``
     count from the request for a process: to the conversation's first event, and to the shell's
     first answer (``ready``). ``left`` are processes that are alive when the episode is said to
-    have ended, ``hung`` whether the tree has the file ``hung`` then."""
+    have ended, ``hung`` whether the tree has the file ``hung`` then; ``ending`` counts from the
+    job's cancel to that end, where it was cancelled."""
 
     status: str = ""
     turns: int = 0
@@ -50,6 +52,7 @@ class Instance:
     close: float = 0.0
     left: int = 0
     hung: bool = False
+    ending: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +96,13 @@ class Jobs:
         *,
         workers: int,
         marker: str | None = None,
+        cancel: bool = False,
         **options: Any,
     ) -> Ran:
         """A job of its own, with a pool of its own, of ``workers`` instances at a time.
         ``marker`` stands in the command lines of what the agents start: with it, and one worker,
-        processes that are left are looked for."""
+        processes that are left are looked for. ``cancel`` has the job cancelled as soon as a tree
+        has the file ``hung``."""
         self._number += 1
         folder = self.folder / f"job-{self._number}"
         folder.mkdir()
@@ -121,20 +126,32 @@ class Jobs:
             inputs=tuple(InputFile(path.name, digest) for digest, path in inputs.items()),
             **options,
         )
-        return asyncio.run(self._run(folder, job, inputs, marker))
+        return asyncio.run(self._run(folder, job, inputs, marker, cancel))
 
     async def _run(
-        self, folder: Path, job: SweConfig, inputs: Mapping[str, Path], marker: str | None
+        self,
+        folder: Path,
+        job: SweConfig,
+        inputs: Mapping[str, Path],
+        marker: str | None,
+        cancel: bool,
     ) -> Ran:
         settings = WorkerSettings(
             state=folder / "state", agent_python=agent_python(None), allow_private_urls=True
         )
         clock = _Clock(marker)
-        ctx = LocalContext(LocalStore(folder / "store"), job, inputs=inputs, on_event=clock.take)
+        store = LocalStore(folder / "store")
+        ctx = LocalContext(store, job, inputs=inputs, on_event=clock.take)
         pipeline = SweAgentPipeline(job, clock.wrap(real_parts(settings)))
-        await run_job_locally(pipeline, ctx, overlap=job.num_workers)
-        output = folder / "store" / "artifacts" / "output.jsonl"
-        records = [json.loads(line) for line in output.read_text().splitlines()]
+        outputs = [folder / "store" / "artifacts" / "output.jsonl"]
+        if cancel:
+            clock.cancel = ctx.cancel
+            with contextlib.suppress(JobCancelled):
+                await run_job_locally(pipeline, ctx, overlap=job.num_workers)
+            outputs = [shard.path for shard in store.shards()]
+        else:
+            await run_job_locally(pipeline, ctx, overlap=job.num_workers)
+        records = [json.loads(line) for path in outputs for line in path.read_text().splitlines()]
         for record in records:
             instance = clock.instances[record["instance_id"]]
             instance.status, instance.turns = record["status"], record["metrics"]["turns"]
@@ -149,6 +166,8 @@ class _Clock:
         self.boxes: dict[int, tuple[Instance, float]] = {}  # by a box's id: since when it is open
         self.gone: dict[int, float] = {}  # by a box's id: when its episode was over
         self.marker = marker
+        self.cancel: Callable[[], None] | None = None
+        self.cancelled = 0.0
 
     def take(self, _level: str, code: str, _message: str, _data: Mapping[str, Any]) -> None:
         if code == "instance.started":
@@ -214,14 +233,26 @@ class _TimedHost:
                 instance.start = time.monotonic() - asked
             listener(line, heard)
 
+        cancelling = asyncio.create_task(self._cancel(box))
         try:
             return await self._host.run(box, request, listener=hear, **options)
         finally:
+            cancelling.cancel()
             gone = self._clock.gone[id(box)] = time.monotonic()
             instance.work = gone - asked - instance.start
             if self._clock.marker:
                 instance.left = len((descendants() - before) | holding(self._clock.marker))
                 instance.hung = await box.read("hung") is not None
+            if self._clock.cancelled:
+                instance.ending = gone - self._clock.cancelled
+
+    async def _cancel(self, box: Box) -> None:
+        if self._clock.cancel is None:
+            return
+        while await box.read("hung") is None:  # noqa: ASYNC110 - another process makes it
+            await asyncio.sleep(0.05)
+        self._clock.cancelled = time.monotonic()
+        self._clock.cancel()
 
 
 def descendants() -> set[int]:

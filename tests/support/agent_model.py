@@ -81,7 +81,7 @@ class AgentModel:
         if turn.get("hang"):
             await asyncio.sleep(3600)
         await asyncio.sleep(turn.get("after", 0.0))
-        while turn.get("gate") and not self.gate.is_set():
+        while turn.get("gate") and not self.gate.is_set():  # noqa: ASYNC110 - by another thread
             await asyncio.sleep(0.02)
         if "status" in turn:
             said = {"error": {"message": turn.get("message", "scripted"), "type": "scripted"}}
