@@ -45,6 +45,16 @@ class CausalModel:
         self._lean: LeanModel | None = None
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache that a token has while its sequence is sampled."""
+        config = self.config
+        heads = getattr(config, "num_attention_heads", None) or 1
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kept = getattr(config, "num_key_value_heads", None) or heads
+        numbers = 2 * int(config.num_hidden_layers * kept * size)
+        return numbers * int(self.module.dtype.itemsize)
+
+    @property
     def lean(self) -> LeanModel | None:
         """The model as it is now, laid out for few calls, for inference; None where that cannot
         be. It is made once, until ``changed``."""

@@ -12,8 +12,8 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,13 @@ from spider_worker.torch_models.drawing import uniforms
 
 W = TypeVar("W")
 Lease = Callable[[], contextlib.AbstractContextManager[CausalModel]]
+
+_BATCH_TOKENS: Final = 16384
+#: Sequences that are sampled together at least and at most, and the bytes that their caches may
+#: take on the CPU between the two: a large model is not faster with more of them, a small one is.
+_LEAST: Final = 64
+_MOST: Final = 256
+_CACHE_BYTES: Final = 1 << 30
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -116,9 +123,19 @@ class _Distributions:
 _Work = _Sample | _Score | _Distributions
 
 
+def _together(model: CausalModel, rows: Sequence[decoding.Row]) -> int:
+    """How many of ``rows`` are sampled together where the job does not say. It depends on them
+    alone, so that a run that samples alike does so bit by bit."""
+    if model.device.type != "cpu":
+        return _MOST
+    longest = max(len(row.prompt) + row.limit for row in rows)
+    return min(_MOST, max(_LEAST, _CACHE_BYTES // (longest * model.cache_bytes)))
+
+
 class ModelEngine:
     """LogitEngine over a model that somebody else holds: ``lease`` is entered on the thread of
-    ``executor`` for the time of a batch and gives the model, or raises why there is none."""
+    ``executor`` for the time of a batch and gives the model, or raises why there is none.
+    ``parameters`` are checked ones (``MODEL_PARAMETERS``)."""
 
     def __init__(
         self,
@@ -127,14 +144,14 @@ class ModelEngine:
         *,
         info: TokenEngineInfo,
         vocabulary: int,
-        max_batch: int,
-        batch_tokens: int,
+        parameters: Mapping[str, Any],
     ) -> None:
         self._lease = lease
         self._info = info
         self._context = info.context or 0
         self._vocabulary = vocabulary
-        self._max_batch, self._batch_tokens = max_batch, batch_tokens
+        self._max_batch: int | None = parameters.get("max_batch")
+        self._batch_tokens: int = parameters.get("batch_tokens", _BATCH_TOKENS)
         self._batches: Batches[_Work] = Batches(executor, self._handle)
 
     @property
@@ -220,8 +237,9 @@ class ModelEngine:
         owners = [number for number, call in enumerate(calls) for _ in call.work.rows]
         rows = [row for call in calls for row in call.work.rows]
         samples: list[SampledTokens] = []
-        for start in range(0, len(rows), self._max_batch):
-            part = slice(start, start + self._max_batch)
+        size = self._max_batch or _together(model, rows)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
             waited = [calls[number].future for number in dict.fromkeys(owners[part])]
 
             def abandoned(futures: Sequence[asyncio.Future[Any]] = waited) -> bool:

@@ -277,8 +277,7 @@ class LocalTrainer:
             thread,
             info=TokenEngineInfo(self._name, model.vocabulary, model.context),
             vocabulary=model.vocabulary,
-            max_batch=self._parameters.get("max_batch", 64 if model.device.type == "cpu" else 256),
-            batch_tokens=self._parameters.get("batch_tokens", 16384),
+            parameters=self._parameters,
         )
 
     # What follows runs on the trainer's thread.

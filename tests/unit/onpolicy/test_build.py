@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from spider_sdk.config import parse_job
+from spider_sdk.config import AppConfig, parse_job
 from spider_sdk.config.model import JobConfig
 from spider_sdk.errors import EngineUnavailable, NotSupported
 from spider_worker.engines.tokens.vllm import VllmAdapterServer
@@ -139,3 +139,25 @@ def test_arguments_for_a_vllm_that_does_not_sample_are_refused(
 ) -> None:
     with pytest.raises(NotSupported, match=rf"model\.parameters\.vllm: torch samples .*{why}"):
         trainer(models, tmp_path, provider, vllm={"enforce_eager": True})
+
+
+@pytest.mark.parametrize(
+    ("worker", "provider", "sampler"),
+    [
+        ((0, None), "local", "torch"),
+        ((0, None), "transformers", "torch"),
+        ((0, "cpu"), "vllm", "vllm"),
+        ((0, None), "tinker", "tinker"),
+    ],
+    indirect=["worker"],
+)
+@pytest.mark.usefixtures("worker")
+def test_the_demos_file_is_another_providers_with_one_word_changed(
+    tmp_path: Path, provider: str, sampler: str
+) -> None:
+    config = Path(__file__).parents[3] / "config/demo/distil.yaml"
+    job = AppConfig.load(config, {"job.model.provider": provider}).job
+    assert isinstance(job, JobConfig)
+    settings = WorkerSettings(data_roots=str(config.parent), state=tmp_path)
+    ctx: Any = SimpleNamespace(job=job, secrets={"TINKER_API_KEY": "tml-1"})
+    assert build.real_parts(settings).trainer(ctx, 1).info.sampler == sampler

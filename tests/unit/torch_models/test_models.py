@@ -59,6 +59,14 @@ def make(folder: Path, family: str) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "GPT2"])
+def test_a_tokens_cache_is_as_large_as_it_is_said_to_be(tmp_path: Path, family: str) -> None:
+    model = load_model(str(make(tmp_path, family)), {"device": "cpu"}, where="model.parameters")
+    made = model.module(torch.tensor([[1, 2, 3]])).past_key_values
+    layers = [(layer.keys, layer.values) for layer in made.layers]
+    assert sum(one.nbytes for pair in layers for one in pair) == 3 * model.cache_bytes
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma2", "Mistral", "GPT2"])
 def test_samples_and_scores_are_the_models(tmp_path: Path, family: str, attention: str) -> None:

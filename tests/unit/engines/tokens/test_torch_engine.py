@@ -14,7 +14,7 @@ import torch
 from spider_sdk.errors import EngineUnavailable, NotSupported, PipelineError, RowError
 from spider_worker.engines.tokens.torch_engine import TorchTokenEngine
 from spider_worker.tokens import SampleParams
-from spider_worker.torch_models import decoding, scoring
+from spider_worker.torch_models import decoding, scoring, serving
 from tests.support.tiny_model import tiny_model
 
 __all__ = ["tiny_model"]
@@ -123,6 +123,36 @@ def test_calls_that_come_together_are_answered_together(
     whole = runner.run(engine.compute_logprobs(TOKENS)).logprobs
     for tokens, scores in zip(calls, found, strict=True):
         np.testing.assert_allclose(scores.logprobs, whole[: len(tokens)], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes"), [(1 << 30, [256, 44]), (100, [100, 100, 100]), (1, [64, 64, 64, 64, 44])]
+)
+def test_as_many_are_sampled_together_as_their_caches_leave_room_for(
+    tiny_model: Path, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch,
+    budget: int, sizes: list[int],
+) -> None:  # fmt: skip
+    together = []
+    decode = decoding.decode
+
+    def counted(model: Any, rows: Any, *more: Any, **options: Any) -> Any:
+        together.append(len(rows))
+        return decode(model, rows, *more, **options)
+
+    monkeypatch.setattr(decoding, "decode", counted)
+    engine = TorchTokenEngine(str(tiny_model), parameters={"device": "cpu"})
+
+    async def story() -> int:
+        await engine.start()
+        assert engine._model is not None
+        of_one = engine._model.cache_bytes * (len(TOKENS) + 2)
+        monkeypatch.setattr(serving, "_CACHE_BYTES", budget * of_one if budget <= 256 else budget)
+        samples = await engine.sample(TOKENS, 300, SampleParams(2, seed=1))
+        await engine.close()
+        return len(samples)
+
+    assert runner.run(story()) == 300
+    assert together == sizes
 
 
 def test_samples_carry_the_logprobs_they_were_drawn_with(
