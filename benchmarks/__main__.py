@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import bench_fleet, bench_job, bench_swe, bench_tinker_parity
+from benchmarks import bench_demo, bench_fleet, bench_job, bench_swe, bench_tinker_parity
 from benchmarks.report import Figure, table
 
 OUT = Path(__file__).parent / "out"
@@ -81,6 +81,7 @@ BENCHMARKS: dict[str, Callable[[], Sequence[Figure]]] = {
     "training": training,
     "quality": quality,
     "tinker": tinker,
+    "demo": bench_demo.distil,
     "latency": bench_fleet.latency,
     "kill": bench_job.kill_at_half,
     "swe": bench_swe.swe,
