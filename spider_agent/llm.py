@@ -16,8 +16,8 @@ from litellm.integrations.custom_secret_manager import CustomSecretManager
 from litellm.types.secret_managers.main import KeyManagementSettings, KeyManagementSystem
 from openhands.sdk import LLM
 
-#: boto3 looks for these by itself, and in the environment alone; the SDK hands them on in each
-#: call. The last that is set counts.
+#: What is looked for in the environment alone, by boto3 and in parts of LiteLLM; the SDK hands them
+#: on in each call. The last that is set counts.
 _FIELDS: Final = (
     ("AWS_ACCESS_KEY_ID", "aws_access_key_id"),
     ("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key"),
@@ -25,6 +25,8 @@ _FIELDS: Final = (
     ("AWS_DEFAULT_REGION", "aws_region_name"),
     ("AWS_REGION", "aws_region_name"),
     ("AWS_REGION_NAME", "aws_region_name"),
+    ("DATABRICKS_API_KEY", "api_key"),
+    ("DATABRICKS_API_BASE", "base_url"),
     # The SDK has a version of its own where it is given none.
     ("AZURE_API_VERSION", "api_version"),
 )

@@ -23,8 +23,6 @@ _BESIDES: Final = ("mistral", "openai", "openrouter")
 #: By provider: the module that LiteLLM wants for it, and the package that brings it.
 _OPTIONAL: Final = {
     "bedrock": ("boto3", "boto3"),
-    "bedrock_converse": ("boto3", "boto3"),
-    "sagemaker": ("boto3", "boto3"),
     "sagemaker_chat": ("boto3", "boto3"),
     "vertex_ai": ("vertexai", "google-cloud-aiplatform"),
 }
@@ -40,10 +38,13 @@ def describe(name: str) -> dict[str, Any]:
         found["error"] = str(error)
     known = (*litellm.openai_compatible_providers, *_BESIDES)
     found["compatible"] = found["provider"] in known
-    module, package = _OPTIONAL.get(found["provider"], ("json", None))
-    found["missing"] = package if importlib.util.find_spec(module) is None else None
+    found["missing"] = None
+    if found["provider"] in _OPTIONAL:
+        module, package = _OPTIONAL[found["provider"]]
+        found["missing"] = package if importlib.util.find_spec(module) is None else None
     try:
-        info = litellm.get_model_info(name)
+        # Its own account of a model has 0 for a price that it does not know.
+        info = litellm.model_cost[litellm.get_model_info(name)["key"]]
     except Exception:  # noqa: BLE001 - the library's word for "no such model" is a bare one
         info = {}
     for key in ("input_cost_per_token", "output_cost_per_token"):

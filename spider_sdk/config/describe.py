@@ -60,8 +60,7 @@ _SAID: Final = {
     "here. Rows of the data set name an uploaded git bundle in repo_source as input:<sha256>.",
     "swe.instance_filter": "A regular expression that an instance's id matches from its start.",
     "swe.llm_model": "A LiteLLM name; with llm_base_url, the name that the server there has.",
-    "swe.llm_base_url": "Of a server that speaks OpenAI's protocol; its own with azure/, azure_ai/ "
-    "and databricks/.",
+    "swe.llm_base_url": "Of a server that speaks OpenAI's protocol.",
     "swe.condenser": "true (the SDK's default one), false, or options of the summarising one.",
     "swe.llm_api_key": "Taken out of the job before it is stored; better sent in env, under the "
     "name in llm_api_key_env.",

@@ -61,13 +61,12 @@ PROVIDER_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 @dataclasses.dataclass(frozen=True)
 class ProviderVariables:
     """Of each tuple in ``needed`` one variable has to be set; all that are set are used, and those
-    of ``also``. ``key`` is the one whose value ``llm_api_key_env`` may name elsewhere, ``address``
-    the one in whose place ``llm_base_url`` may stand (None: there is none such)."""
+    of ``also``. ``key`` is the one in whose place ``llm_api_key_env`` may name another (None:
+    there is no such)."""
 
     needed: tuple[tuple[str, ...], ...]
     also: tuple[str, ...] = ()
     key: str | None = None
-    address: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,39 +75,31 @@ class ProviderVariables:
 
 
 _AWS_REGION: Final = ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION")
-_BEDROCK: Final = ProviderVariables(
-    (
-        ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"),
-        ("AWS_BEARER_TOKEN_BEDROCK", "AWS_SECRET_ACCESS_KEY"),
-        _AWS_REGION,
-    ),
-    ("AWS_SESSION_TOKEN", "AWS_BEDROCK_RUNTIME_ENDPOINT"),
-)
-_SAGEMAKER: Final = ProviderVariables(
-    (("AWS_ACCESS_KEY_ID",), ("AWS_SECRET_ACCESS_KEY",), _AWS_REGION), ("AWS_SESSION_TOKEN",)
-)
 
 PROVIDER_VARIABLES: Final[Mapping[str, ProviderVariables]] = {
     "azure": ProviderVariables(
-        (("AZURE_API_KEY",), ("AZURE_API_BASE",)),
-        ("AZURE_API_VERSION",),
-        key="AZURE_API_KEY",
-        address="AZURE_API_BASE",
+        (("AZURE_API_KEY",), ("AZURE_API_BASE",)), ("AZURE_API_VERSION",), key="AZURE_API_KEY"
     ),
     "azure_ai": ProviderVariables(
         (("AZURE_AI_API_KEY",), ("AZURE_AI_API_BASE",)),
+        ("AZURE_API_VERSION",),
         key="AZURE_AI_API_KEY",
-        address="AZURE_AI_API_BASE",
     ),
-    "bedrock": _BEDROCK,
-    "bedrock_converse": _BEDROCK,
+    "bedrock": ProviderVariables(
+        (
+            ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID"),
+            ("AWS_BEARER_TOKEN_BEDROCK", "AWS_SECRET_ACCESS_KEY"),
+            _AWS_REGION,
+        ),
+        ("AWS_SESSION_TOKEN", "AWS_BEDROCK_RUNTIME_ENDPOINT"),
+        key="AWS_BEARER_TOKEN_BEDROCK",
+    ),
     "databricks": ProviderVariables(
-        (("DATABRICKS_API_KEY",), ("DATABRICKS_API_BASE",)),
-        key="DATABRICKS_API_KEY",
-        address="DATABRICKS_API_BASE",
+        (("DATABRICKS_API_KEY",), ("DATABRICKS_API_BASE",)), key="DATABRICKS_API_KEY"
     ),
-    "sagemaker": _SAGEMAKER,
-    "sagemaker_chat": _SAGEMAKER,
+    "sagemaker_chat": ProviderVariables(
+        (("AWS_ACCESS_KEY_ID",), ("AWS_SECRET_ACCESS_KEY",), _AWS_REGION), ("AWS_SESSION_TOKEN",)
+    ),
     "snowflake": ProviderVariables(
         (("SNOWFLAKE_JWT",), ("SNOWFLAKE_ACCOUNT_ID",)), key="SNOWFLAKE_JWT"
     ),
@@ -117,10 +108,11 @@ PROVIDER_VARIABLES: Final[Mapping[str, ProviderVariables]] = {
     ),
     "watsonx": ProviderVariables(
         (
-            ("WATSONX_API_KEY", "WATSONX_APIKEY", "WATSONX_TOKEN", "WATSONX_ZENAPIKEY"),
+            ("WATSONX_APIKEY", "WATSONX_API_KEY", "WATSONX_TOKEN", "WATSONX_ZENAPIKEY"),
             ("WATSONX_URL", "WATSONX_API_BASE"),
             ("WATSONX_PROJECT_ID", "WATSONX_SPACE_ID", "WATSONX_DEPLOYMENT_SPACE_ID"),
-        )
+        ),
+        key="WATSONX_APIKEY",
     ),
 }
 """By LiteLLM's provider, where one key is not enough. They hold what LiteLLM says they hold, but
@@ -161,11 +153,14 @@ def likely_keys(model: str, base_url: str | None) -> tuple[str, ...]:
     return ()
 
 
-def likely_variables(model: str) -> tuple[str, ...]:
-    """Variables that a model is reached with whose provider a key alone does not open, besides a
-    key that the job names. Empty for others."""
+def likely_variables(model: str, base_url: str | None, *, key_named: bool) -> tuple[str, ...]:
+    """Variables that a model is reached with whose provider a key alone does not open; empty for
+    others, and at an address, where OpenAI's protocol is spoken. ``key_named``: the job names its
+    key itself."""
     variables = PROVIDER_VARIABLES.get(model.partition("/")[0])
-    return () if variables is None else variables.names
+    if variables is None or base_url is not None:
+        return ()
+    return tuple(name for name in variables.names if not (key_named and name == variables.key))
 
 
 def address_key(base_url: str) -> tuple[str, ...]:

@@ -89,9 +89,10 @@ def _key_name(service: ModelConfig | TeacherConfig) -> str | None:
 def _optional(job: Job) -> set[str]:
     names = {_HUB}  # gated models and data sets
     if isinstance(job, SweConfig):
-        if not (job.llm_api_key or job.llm_api_key_env):
+        named = bool(job.llm_api_key or job.llm_api_key_env)
+        if not named:
             names.update(likely_keys(job.llm_model, job.llm_base_url))
-        names.update(likely_variables(job.llm_model))
+        names.update(likely_variables(job.llm_model, job.llm_base_url, key_named=named))
         return names
     options = job.generation.on_policy_options
     if options is not None and options.wandb_project:

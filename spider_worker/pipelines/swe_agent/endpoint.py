@@ -1,8 +1,7 @@
 """The model of a job of coding agents: who answers for it, at what address, with whose key.
 
 With ``llm_base_url`` the server there is spoken to in OpenAI's protocol, with the model's name as
-the job has it, unless the name begins with a provider that has no address but its customers' own
-(``azure/``). Without, LiteLLM says whose the name is. Whoever speaks OpenAI's protocol is reached
+the job has it. Without, LiteLLM says whose the name is. Whoever speaks OpenAI's protocol is reached
 through the worker's proxy; the key of anyone else goes to the agent, and so do the variables of
 those that one key does not open.
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 __all__ = ["find_endpoint"]
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from spider_sdk.config.llm_keys import (
@@ -31,8 +30,11 @@ from spider_worker.settings import WorkerSettings
 
 #: Providers whose models are no chat models, to whom a person logs in, or who sign with a file.
 _UNSERVED: Final = frozenset(
-    {"azure_text", "chatgpt", "github_copilot", "oci", "ragflow", "vertex_ai_beta", "watsonx_text"}
-)
+    {"azure_text", "bedrock_converse", "chatgpt", "github_copilot", "oci", "ragflow", "sagemaker",
+     "vertex_ai_beta", "watsonx_text"}
+)  # fmt: skip
+#: Names under which LiteLLM leaves a provider's models to another one, which takes the same.
+_LEFT_TO: Final = frozenset({("azure_ai", "azure")})
 #: Words of LiteLLM's for OpenAI's protocol that are no server's name for a model's owner.
 _PROTOCOLS: Final = ("hosted_vllm/", "litellm_proxy/", "custom_openai/", "openai_like/")
 #: Addresses that LiteLLM keeps to itself.
@@ -52,8 +54,7 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
     EngineUnavailable where the agents' environment lacks what a provider is reached with."""
     job = ctx.job
     python = agent_python(settings.agent_python)
-    named = PROVIDER_VARIABLES.get(job.llm_model.split("/")[0])
-    if job.llm_base_url is not None and (named is None or named.address is None):
+    if job.llm_base_url is not None:
         found = await ask_model(python, job.llm_model)
         name = job.llm_model
         for prefix in _PROTOCOLS:
@@ -62,7 +63,8 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
         # The prefix tells LiteLLM the protocol; the server is sent what stands behind it.
         endpoint = Endpoint(f"openai/{name}", job.llm_base_url, key, True, _prices(job, found))
         return _capped(job, _versioned(endpoint, found))
-    _check_served(job.llm_model.split("/")[0], job.llm_model)
+    named = job.llm_model.partition("/")[0]
+    _check_served(named, job.llm_model)
     found = await ask_model(python, job.llm_model)
     provider = found["provider"]
     if provider is None:
@@ -72,21 +74,37 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
             "server that speaks OpenAI's protocol"
         )
     _check_served(provider, job.llm_model)
-    return _capped(job, _versioned(_of_provider(ctx, provider, found), found))
+    if named not in PROVIDER_VARIABLES:
+        endpoint = _of_provider(ctx, provider, found)
+    elif provider == named or (named, provider) in _LEFT_TO:
+        endpoint = _by_variables(ctx, named, found)
+    else:
+        # The key of one would go to the other.
+        raise NotSupported(
+            f"llm_model: LiteLLM takes {job.llm_model} for a model of provider {provider}; write a "
+            "name that it knows of, or give llm_base_url for a server that speaks OpenAI's protocol"
+        )
+    return _capped(job, _versioned(endpoint, found))
+
+
+def _by_variables(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
+    """Where a provider answers that a key alone does not open."""
+    job = ctx.job
+    variables = _variables(ctx, provider, PROVIDER_VARIABLES[provider])
+    if found["missing"] is not None:
+        raise EngineUnavailable(
+            f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}, which is "
+            f"reached with {found['missing']}; install that in the agents' environment of this "
+            "worker"
+        )
+    return Endpoint(job.llm_model, None, None, False, _prices(job, found), variables=variables)
 
 
 def _of_provider(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
     """Where LiteLLM's ``provider`` answers."""
     job = ctx.job
     if provider in PROVIDER_VARIABLES:
-        if found["missing"] is not None:
-            raise EngineUnavailable(
-                f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}, which is "
-                f"reached with {found['missing']}; install that in the agents' environment of this "
-                "worker"
-            )
-        variables = _variables(ctx, provider, PROVIDER_VARIABLES[provider])
-        return Endpoint(job.llm_model, None, None, False, _prices(job, found), variables=variables)
+        return _by_variables(ctx, provider, found)
     if provider in PROVIDER_KEYS:
         key = _key(ctx, PROVIDER_KEYS[provider], where=f"provider {provider}")
     elif job.llm_api_key_env is not None or provider in KEYLESS:
@@ -124,31 +142,36 @@ def _variables(ctx: Ctx, provider: str, asked: ProviderVariables) -> dict[str, s
     """What ``provider`` is reached with, by LiteLLM's names. Raises FatalJobError where something
     is missing."""
     job = ctx.job
+    said = f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}"
     found = {name: ctx.secrets[name] for name in asked.names if ctx.secrets.get(name)}
-    if asked.address is not None and job.llm_base_url is not None:
-        found[asked.address] = job.llm_base_url
-        if asked.key is not None:
-            found.pop(asked.key, None)  # not for an address that it was not named for
-    if asked.key is not None and job.llm_api_key_env is not None:
-        found[asked.key] = ctx.secrets[job.llm_api_key_env]
-    missing = [" or ".join(names) for names in asked.needed if not found.keys() & set(names)]
+    if job.llm_api_key_env is not None:
+        if asked.key is None:
+            raise FatalJobError(
+                f"{said}, which takes no key by itself; remove llm_api_key_env and export "
+                f"{_listed(asked.needed)}"
+            )
+        key = _key(ctx, (), where=f"provider {provider}")
+        assert key is not None
+        found[asked.key] = key
+    missing = [names for names in asked.needed if not found.keys() & set(names)]
     if not missing:
         return found
-    said = f"llm_model: {job.llm_model} is a model of LiteLLM's provider {provider}"
-    if asked.key in missing and job.llm_base_url is not None:
-        raise FatalJobError(f"{said}; set llm_api_key_env to the variable of its key")
     also = ""
-    if not job.llm_model.startswith(f"{provider}/"):
-        also = f", and write {provider}/{job.llm_model}, so that they are forwarded"
-    elif provider == "vertex_ai":
+    if provider == "vertex_ai":
         also = (
             " (VERTEXAI_CREDENTIALS holds the JSON of a service account; with GEMINI_API_KEY "
             f"alone, write gemini/{job.llm_model.rpartition('/')[2]})"
         )
+    if not job.llm_model.startswith(f"{provider}/"):
+        also += f", and write {provider}/{job.llm_model}, so that it is forwarded"
     raise FatalJobError(
-        f"{said}, and where the job was submitted there is no {', no '.join(missing)}; "
-        f"export what is missing{also}"
+        f"{said}, and something is missing where the job was submitted: export "
+        f"{_listed(missing)}{also}"
     )
+
+
+def _listed(needed: Sequence[Sequence[str]]) -> str:
+    return ", and ".join(" or ".join(names) for names in needed)
 
 
 def _key(ctx: Ctx, usual: tuple[str, ...], *, where: str) -> str | None:

@@ -33,9 +33,10 @@ NAMES = (
     "openrouter/anthropic/claude-sonnet-4.5", "claude-sonnet-4-5", "gemini/gemini-2.5-pro",
     "ollama/llama3", "gemini-2.5-pro", "replicate/a/b", "hosted_vllm/org/m", "your-org/your-model",
     "accounts/fireworks/models/m", "openai/gpt-oss-20b", "anthropic/claude-sonnet-4.5",
-    "azure/mine", "azure_ai/mine", "bedrock/anthropic.claude", "databricks/mine",
-    "sagemaker_chat/mine", "snowflake/mine", "vertex_ai/gemini-2.5-pro", "watsonx/mine",
-    "anthropic.claude-3-5-sonnet-20240620-v1:0",
+    "azure/mine", "azure_ai/mine", "azure_ai/gpt-4o", "bedrock/anthropic.claude",
+    "databricks/mine", "sagemaker_chat/mine", "snowflake/mine", "snowflake/claude-3-5-sonnet",
+    "vertex_ai/gemini-2.5-pro", "watsonx/mine", "anthropic.claude-3-5-sonnet-20240620-v1:0",
+    "azure/command-r-plus",
 )  # fmt: skip
 _ASK = """
 import json, sys
@@ -141,6 +142,8 @@ VERTEX = ("VERTEXAI_CREDENTIALS", "VERTEXAI_PROJECT", "VERTEXAI_LOCATION")
     [
         ("azure/mine", (*AZURE, "AZURE_API_VERSION")),
         ("azure_ai/mine", ("AZURE_AI_API_KEY", "AZURE_AI_API_BASE")),
+        # A model of OpenAI's there, which LiteLLM leaves to its azure.
+        ("azure_ai/gpt-4o", ("AZURE_AI_API_KEY", "AZURE_AI_API_BASE")),
         ("bedrock/anthropic.claude", AWS),
         ("bedrock/anthropic.claude", ("AWS_BEARER_TOKEN_BEDROCK", "AWS_REGION_NAME")),
         ("databricks/mine", ("DATABRICKS_API_KEY", "DATABRICKS_API_BASE")),
@@ -158,20 +161,21 @@ def test_providers_that_take_more_than_a_key_have_their_variables_in_the_agent(
     assert not endpoint.proxied
     assert not any(name in repr(endpoint) for name in names)
     # What may be needed is forwarded.
-    assert {*names} <= {*optional_secrets(SweConfig(llm_model=model, llm_api_key_env="MY_KEY"))}
+    assert {*names} <= {*optional_secrets(SweConfig(llm_model=model))}
 
 
 @pytest.mark.parametrize(
     ("model", "keys", "said"),
     [
-        ("azure/mine", AZURE[:1], "there is no AZURE_API_BASE; export"),
+        ("azure/mine", AZURE[:1], "export AZURE_API_BASE$"),
         (
             "bedrock/anthropic.claude",
             (AWS[0], AWS[2]),
-            "no AWS_BEARER_TOKEN_BEDROCK or AWS_SECRET_ACCESS_KEY; export",
+            "export AWS_BEARER_TOKEN_BEDROCK or AWS_SECRET_ACCESS_KEY$",
         ),
-        # Nothing but the worker's LiteLLM knows whose this is.
+        # Nothing but the worker's LiteLLM knows whose these are.
         ("anthropic.claude-3-5-sonnet-20240620-v1:0", (), "write bedrock/anthropic.claude"),
+        ("gemini-2.5-pro", ("GEMINI_API_KEY",), r"JSON of a service .* write gemini/gemini-2\.5"),
     ],
 )
 def test_a_missing_variable_is_said(
@@ -179,6 +183,55 @@ def test_a_missing_variable_is_said(
 ) -> None:
     with pytest.raises(FatalJobError, match=said):
         found(python, model, keys=keys)
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "key"),
+    [
+        ("azure/mine", AZURE, "AZURE_API_KEY"),
+        ("bedrock/anthropic.claude", AWS[2:], "AWS_BEARER_TOKEN_BEDROCK"),
+        ("watsonx/mine", ("WATSONX_URL", "WATSONX_PROJECT_ID"), "WATSONX_APIKEY"),
+    ],
+)
+def test_a_key_that_is_named_takes_its_variables_place(
+    python: str, model: str, names: tuple[str, ...], key: str
+) -> None:
+    endpoint = found(python, model, llm_api_key_env="MY_KEY", keys=(*names, "MY_KEY"))
+    assert endpoint.variables == {name: name for name in names} | {key: "MY_KEY"}
+    with pytest.raises(FatalJobError, match="MY_KEY is not set"):
+        found(python, model, llm_api_key_env="MY_KEY", keys=names)
+
+
+def test_a_key_for_who_takes_none_is_said(python: str) -> None:
+    with pytest.raises(FatalJobError, match="remove llm_api_key_env and export AWS_ACCESS_KEY_ID"):
+        found(python, "sagemaker_chat/mine", llm_api_key_env="MY_KEY", keys=(*AWS, "MY_KEY"))
+
+
+def test_the_key_of_one_provider_does_not_go_to_the_one_that_litellm_takes_a_name_for(
+    python: str,
+) -> None:
+    with pytest.raises(NotSupported, match="for a model of provider openai"):
+        found(python, "azure/command-r-plus", keys=(*KEYS, *AZURE))
+
+
+@pytest.mark.parametrize("model", ["azure/mine", "bedrock/anthropic.claude"])
+def test_an_address_is_spoken_to_in_openais_protocol_whatever_the_provider(
+    python: str, model: str
+) -> None:
+    endpoint = found(
+        python, model, llm_base_url="http://10.0.0.5/v1", llm_api_key_env="MY_KEY",
+        keys=(*AZURE, *AWS, "MY_KEY"),
+    )  # fmt: skip
+    assert (endpoint.model, endpoint.key, endpoint.proxied) == (f"openai/{model}", "MY_KEY", True)
+    assert endpoint.variables == {}
+
+
+def test_a_price_that_nobody_knows_is_not_nothing(python: str) -> None:
+    names = ("SNOWFLAKE_JWT", "SNOWFLAKE_ACCOUNT_ID")
+    model = "snowflake/claude-3-5-sonnet"
+    assert found(python, model, keys=names).prices.input is None
+    with pytest.raises(FatalJobError, match="nobody knows what"):
+        found(python, model, keys=names, max_budget_total=1.0)
 
 
 def test_a_provider_whose_package_is_not_there_is_said(
@@ -197,20 +250,6 @@ def test_vertex_is_reached_where_its_package_is(
     model = "vertex_ai/gemini-2.5-pro"
     monkeypatch.setitem(answers[model], "missing", None)
     assert found(python, model, keys=VERTEX).variables == {name: name for name in VERTEX}
-    with pytest.raises(FatalJobError, match=r"JSON of a service .* write gemini/gemini-2.5-pro"):
-        found(python, model, keys=("GEMINI_API_KEY",))
-
-
-def test_azures_own_protocol_is_spoken_at_an_address_with_the_key_that_is_named(
-    python: str,
-) -> None:
-    address, keys = "https://mine.openai.azure.com", (*AZURE, "MY_KEY")
-    endpoint = found(
-        python, "azure/mine", llm_base_url=address, llm_api_key_env="MY_KEY", keys=keys
-    )
-    assert endpoint.variables == {"AZURE_API_BASE": address, "AZURE_API_KEY": "MY_KEY"}
-    with pytest.raises(FatalJobError, match="set llm_api_key_env"):
-        found(python, "azure/mine", llm_base_url="http://10.0.0.5", keys=AZURE)
 
 
 def test_no_other_providers_key_is_taken_in_its_place(python: str) -> None:

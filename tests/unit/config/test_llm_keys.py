@@ -23,7 +23,6 @@ def forwarded(**swe: Any) -> set[str]:
         ("openrouter/anthropic/claude-sonnet-4.5", {"OPENROUTER_API_KEY"}),
         ("together_ai/a/b", {"TOGETHER_API_KEY", "TOGETHERAI_API_KEY"}),
         ("ollama/llama3", set()),
-        ("azure/x", {"AZURE_API_KEY", "AZURE_API_BASE", "AZURE_API_VERSION"}),
         ("oci/x", set()),
         ("my-own", set()),
     ],
@@ -46,3 +45,18 @@ def test_at_an_address_it_is_the_services_there(address: str, names: set[str]) -
 
 def test_a_key_that_is_named_needs_no_other() -> None:
     assert forwarded(llm_model="gpt-4o", llm_api_key_env="MY_KEY") == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"AZURE_API_KEY", "AZURE_API_BASE", "AZURE_API_VERSION"}),
+        ({"llm_api_key_env": "MY_KEY"}, {"AZURE_API_BASE", "AZURE_API_VERSION"}),
+        # OpenAI's protocol is spoken there, with a key that is named for it.
+        ({"llm_base_url": "https://models.example/v1"}, set()),
+    ],
+)
+def test_of_a_providers_variables_those_leave_the_client_that_are_used(
+    options: dict[str, str], names: set[str]
+) -> None:
+    assert forwarded(llm_model="azure/mine", **options) == names
