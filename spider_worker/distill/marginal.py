@@ -107,7 +107,7 @@ def _ordinary(one: Vocabulary, other: Vocabulary) -> dict[bytes, list[int]]:
     found: dict[bytes, list[int]] = {}
     for token, piece in enumerate(one.pieces):
         name = one.texts.get(token)
-        if not piece or (name is not None and _is_structure(name, other)):
+        if not piece or (name is not None and other.marks(name)):
             continue
         same = found.setdefault(piece, [])
         if same and same[0] in one.fallbacks:
@@ -115,10 +115,6 @@ def _ordinary(one: Vocabulary, other: Vocabulary) -> dict[bytes, list[int]]:
         else:
             same.append(token)
     return found
-
-
-def _is_structure(name: str, other: Vocabulary) -> bool:
-    return other.structure(name) is not None or other.half(name)
 
 
 def _longest_prefix(piece: bytes, table: Container[bytes]) -> bytes | None:

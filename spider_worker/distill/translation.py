@@ -314,7 +314,6 @@ def _structure(
     found: dict[int, int | None] = {}
     for text, token in student.structural.items():
         name = names.get(text, text)
-        mapped = teacher.structure(name)
-        if mapped is not None or token in student.special or teacher.half(name):
-            found[token] = mapped
+        if token in student.special or teacher.marks(name):
+            found[token] = teacher.structure(name)
     return found

@@ -29,26 +29,22 @@ from spider_worker.distill.pieces import byte_tokens, read_pieces
 Indices = NDArray[np.int64]
 
 #: Delimiters that mean the same to models that call them differently, as pairs of what begins and
-#: what ends thinking, calls of tools and their results. Where a model has one for a list of calls
-#: and one for each, it is the first that a call begins with.
+#: what ends thinking, a call of a tool and its result. Those that stand around a list of calls are
+#: not among them: a second call would begin with what that model never writes twice.
 _SYNONYMS: Final = (
     (
         ("<think>", "[THINK]", "◁think▷", "<|START_THINKING|>", "<seed:think>"),
         ("</think>", "[/THINK]", "◁/think▷", "<|END_THINKING|>", "</seed:think>"),
     ),
     (
-        ("<tool_call>", "[TOOL_CALLS]", "<|tool_call|>", "<|START_ACTION|>",
-         "<｜tool▁calls▁begin｜>", "<|tool_calls_section_begin|>", "<seed:tool_call>",
-         "<minimax:tool_call>"),
-        ("</tool_call>", "<|/tool_call|>", "<|END_ACTION|>", "<｜tool▁calls▁end｜>",
-         "<|tool_calls_section_end|>", "</seed:tool_call>", "</minimax:tool_call>"),
+        ("<tool_call>", "[TOOL_CALLS]", "<|tool_call|>", "<seed:tool_call>"),
+        ("</tool_call>", "<|/tool_call|>", "</seed:tool_call>"),
     ),
     (
-        ("<tool_response>", "[TOOL_RESULTS]", "<|tool_response|>", "<|START_TOOL_RESULT|>",
-         "<｜tool▁outputs▁begin｜>"),
-        ("</tool_response>", "[/TOOL_RESULTS]", "<|END_TOOL_RESULT|>", "<｜tool▁outputs▁end｜>"),
+        ("<tool_response>", "[TOOL_RESULTS]", "<|tool_response|>", "<|START_TOOL_RESULT|>"),
+        ("</tool_response>", "[/TOOL_RESULTS]", "<|END_TOOL_RESULT|>"),
     ),
-)  # fmt: skip
+)
 #: What a chat template is shown to learn how it closes a turn.
 _MARK: Final = "xyzzy"
 #: Texts on which the byte table must prove itself.
@@ -136,15 +132,13 @@ class Vocabulary:
             (self.structural[name] for name in (text, *names) if name in self.structural), None
         )
 
-    def half(self, text: str) -> bool:
-        """Whether the model has no such token, and one for the other half of the pair: a call of
-        Mistral's ends without a mark. It is no text to that model then."""
-        if self.structure(text) is not None:
-            return False
-        pair: Iterable[Sequence[str]] = next(
-            (pair for pair in _SYNONYMS if any(text in names for names in pair)), ()
+    def marks(self, text: str) -> bool:
+        """Whether the model has a token for that delimiter, or for the other half of its pair
+        alone (a call of Mistral's ends without a mark): it is no text to the model then."""
+        pair = next((pair for pair in _SYNONYMS if any(text in names for names in pair)), ())
+        return text in self.structural or any(
+            name in self.structural for names in pair for name in names
         )
-        return any(name in self.structural for names in pair for name in names)
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:
         """The ids of ordinary text: nothing is added around it, and a special token that is

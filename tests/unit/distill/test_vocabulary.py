@@ -248,16 +248,19 @@ def test_a_delimiter_is_found_under_its_other_names() -> None:
     assert qwen.structure("</think>") == qwen.structural["</think>"]
     assert mistral.structure("<|im_end|>") is None
     assert mistral.structure("<tool_call>") == mistral.structural["[TOOL_CALLS]"]
-    assert qwen.structure("<｜tool▁calls▁end｜>") == qwen.structural["</tool_call>"]
+    assert qwen.structure("<|/tool_call|>") == qwen.structural["</tool_call>"]
+    assert qwen.structure("<｜tool▁calls▁begin｜>") is None  # of a list
 
 
 def test_of_a_pair_that_a_model_has_one_half_of_the_other_is_no_text_to_it() -> None:
     qwen, mistral = vocabulary("byte-level"), vocabulary("metaspace")
-    assert mistral.half("</tool_call>")
-    assert not mistral.half("[TOOL_CALLS]")
-    assert not mistral.half("<tool_response>")  # it has neither
-    assert not mistral.half("<|im_end|>")
-    assert not qwen.half("</tool_call>")
+    assert mistral.marks("</tool_call>")
+    assert mistral.structure("</tool_call>") is None
+    assert mistral.marks("[TOOL_CALLS]")
+    assert mistral.marks("<s>")
+    assert not mistral.marks("<tool_response>")  # it has neither
+    assert not mistral.marks("<|im_end|>")
+    assert qwen.marks("[TOOL_CALLS]")
 
 
 def test_a_tokenizer_without_a_fast_form_is_refused() -> None:
