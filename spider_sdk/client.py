@@ -253,21 +253,21 @@ class Client:
         interval: float = 5.0,
         timeout: float | None = None,
         stream: bool = True,
+        beats: bool = False,
     ) -> Iterator[Update]:
-        """The job's updates (events, snapshots in between, and signs of life while there is
-        nothing to tell: see ``Update``) until it ends; the last one holds the final status
-        document. Raises PollTimeout after ``timeout`` seconds."""
+        """The job's updates (events, and snapshots in between) until it ends; the last one
+        holds the final status document. With ``beats`` also quiet ones, which hold neither, while
+        there is nothing to tell. Raises PollTimeout after ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        return iter(
-            Follower(
-                self._transport,
-                job_id,
-                since=since,
-                interval=interval,
-                deadline=deadline,
-                stream=stream,
-            )
+        updates = Follower(
+            self._transport,
+            job_id,
+            since=since,
+            interval=interval,
+            deadline=deadline,
+            stream=stream,
         )
+        return (update for update in updates if beats or not update.quiet)
 
     def events(self, job_id: str, since: int = 0) -> Iterator[Event]:
         """The job's events from offset ``since`` on, each once and in order, until it ends.

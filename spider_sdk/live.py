@@ -148,7 +148,7 @@ class Follower:
                     elif self._clock() - quiet_since > RECHECK:
                         quiet_since = self._clock()
                         yield from self._ended()
-                    else:
+                    if message is None:
                         yield Update()
                     self._reached()
         except ApiError as error:
@@ -267,12 +267,13 @@ class JobView:
 
     def apply(self, update: Update) -> StatusDocument:
         """The document after ``update``; its ``events`` holds the update's event alone, and
-        none for a snapshot, whose events were updates before it. A quiet one leaves it."""
+        none for a snapshot, whose events were updates before it, and for a quiet update."""
         if update.document is not None:
             self.document = cast(StatusDocument, {**update.document, "events": []})
             return self.document
         event = update.event
         if event is None:
+            self.document = cast(StatusDocument, {**self.document, "events": []})
             return self.document
         changes: dict[str, Any] = {
             "updated_at": event.timestamp,

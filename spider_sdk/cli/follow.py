@@ -70,7 +70,7 @@ def _show(
     progress = Progress(view.document)
     with _screen(state, row_word(view.document), watcher) as screen:
         screen.draw(progress)
-        for update in client.follow(job_id, since=since):
+        for update in client.follow(job_id, since=since, beats=True):
             document = view.apply(update)
             progress.update(document, update.event)
             if update.event is not None:
