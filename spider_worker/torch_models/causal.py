@@ -45,14 +45,17 @@ class CausalModel:
         self._lean: LeanModel | None = None
 
     @property
-    def cache_bytes(self) -> int:
-        """Bytes of the cache that a token has while its sequence is sampled."""
+    def cache_bytes(self) -> int | None:
+        """Bytes of the cache that a token has while its sequence is sampled; None where it is not
+        the same in each layer."""
         config = self.config
-        heads = getattr(config, "num_attention_heads", None) or 1
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads = getattr(config, "num_attention_heads", None)
         kept = getattr(config, "num_key_value_heads", None) or heads
-        numbers = 2 * int(config.num_hidden_layers * kept * size)
-        return numbers * int(self.module.dtype.itemsize)
+        size = getattr(config, "head_dim", None)
+        if not (isinstance(heads, int) and isinstance(kept, int)):
+            return None
+        size = size if isinstance(size, int) else config.hidden_size // heads
+        return int(2 * config.num_hidden_layers * kept * size * self.module.dtype.itemsize)
 
     @property
     def lean(self) -> LeanModel | None:

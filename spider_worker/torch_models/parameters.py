@@ -19,7 +19,7 @@ MODEL_PARAMETERS: Final = {
     "attn_implementation": "eager, sdpa, flash_attention_2 (default: the model's)",
     "trust_remote_code": "run the model repository's own code (if the worker allows it)",
     "max_batch": "sequences that are sampled together (default: 256; on the CPU as many of them as "
-    "have a cache of 1 GiB, at least 64)",
+    "take 1 GiB, at least 64)",
     "batch_tokens": "tokens, padding included, that are scored together (default: 16384)",
 }
 """Name and meaning of each."""

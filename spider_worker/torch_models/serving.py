@@ -28,11 +28,13 @@ W = TypeVar("W")
 Lease = Callable[[], contextlib.AbstractContextManager[CausalModel]]
 
 _BATCH_TOKENS: Final = 16384
-#: Sequences that are sampled together at least and at most, and the bytes that their caches may
-#: take on the CPU between the two: a large model is not faster with more of them, a small one is.
+#: Sequences that are sampled together at least and at most, and the bytes that they may take on the
+#: CPU between the two: a large model is not faster with more of them, a small one is.
 _LEAST: Final = 64
 _MOST: Final = 256
-_CACHE_BYTES: Final = 1 << 30
+_BYTES: Final = 1 << 30
+#: Of a sequence and a token of the vocabulary: the logits, and what drawing makes of them.
+_DRAWING_BYTES: Final = 24
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -128,8 +130,12 @@ def _together(model: CausalModel, rows: Sequence[decoding.Row]) -> int:
     alone, so that a run that samples alike does so bit by bit."""
     if model.device.type != "cpu":
         return _MOST
+    of_token = model.cache_bytes
+    if of_token is None:
+        return _LEAST
     longest = max(len(row.prompt) + row.limit for row in rows)
-    return min(_MOST, max(_LEAST, _CACHE_BYTES // (longest * model.cache_bytes)))
+    of_row = longest * of_token + model.vocabulary * _DRAWING_BYTES
+    return min(_MOST, max(_LEAST, _BYTES // of_row))
 
 
 class ModelEngine:

@@ -144,9 +144,12 @@ def test_as_many_are_sampled_together_as_their_caches_leave_room_for(
 
     async def story() -> int:
         await engine.start()
-        assert engine._model is not None
-        of_one = engine._model.cache_bytes * (len(TOKENS) + 2)
-        monkeypatch.setattr(serving, "_CACHE_BYTES", budget * of_one if budget <= 256 else budget)
+        model = engine._model
+        assert model is not None
+        assert model.cache_bytes is not None
+        drawn = model.vocabulary * serving._DRAWING_BYTES
+        of_one = model.cache_bytes * (len(TOKENS) + 2) + drawn
+        monkeypatch.setattr(serving, "_BYTES", budget * of_one if budget <= 256 else budget)
         samples = await engine.sample(TOKENS, 300, SampleParams(2, seed=1))
         await engine.close()
         return len(samples)
