@@ -100,7 +100,10 @@ class Training:
         except SpiderError as error:
             await self._save_in_distress(error)
             if isinstance(error, EngineUnavailable) and self._progress.step:
-                raise PipelineError(error.message) from error
+                passing = PipelineError(error.message)
+                for note in getattr(error, "__notes__", ()):
+                    passing.add_note(note)
+                raise passing from error
             raise
         except Exception as error:
             # The boundary at which a bug, too, leaves what was trained so far behind it.
@@ -273,7 +276,7 @@ class Training:
                 said = f"the loss of step {self._progress.step + 1} is {result.loss}"
                 if not _finite(chunk, result.logprobs):
                     raise Diverged(f"{said}, and the weights before it give no numbers. {_CURE}")
-                raise FatalJobError(f"{said}; the weights of the step before are kept. {_CURE}")
+                raise FatalJobError(f"{said}; the weights before it are kept. {_CURE}")
             measured = {**result.metrics, **await trainer.optim_step(adam)}
             self._between = True
             total += result.loss
@@ -368,7 +371,11 @@ class Training:
                 why.add_note(await self._keep_last_state())
             elif self._between:
                 # No state: whoever went on from it would take a part of the step twice.
+                step, whole = self._progress.step, self._progress.saved
                 await self._bench.checkpoints.save_adapter(self._progress)
+                if step and step not in whole:
+                    said = f"the checkpoint of step {step} has a part of step {step + 1} in it"
+                    why.add_note(said)
             elif not self._unsaved:
                 await self._bench.checkpoints.save_adapter(self._progress)
             elif await self._known_to_be_ruined():

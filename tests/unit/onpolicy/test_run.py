@@ -430,8 +430,9 @@ def test_a_step_that_was_cut_short_leaves_its_adapter_and_no_state(
     gone = EngineUnavailable("the service is gone")
     broken = Run(tmp_path / "broken", models, options=options)
     broken._changes["trainer"] = after(5, gone, "forward_backward")
-    with pytest.raises(PipelineError, match="is gone"):
+    with pytest.raises(PipelineError, match="is gone") as caught:
         broken.go()
+    assert caught.value.__notes__ == ["the checkpoint of step 2 has a part of step 3 in it"]
     assert broken.artifact("checkpoints/step-000002/adapter_model.safetensors").is_file()
     broken._changes.clear()
     broken.go()
