@@ -127,20 +127,13 @@ class _Stretch:
 
 
 class Translator:
-    """From one vocabulary to another. ``structural`` maps the student's names of delimiters to the
-    teacher's where they differ, beyond those that every vocabulary knows other names of."""
+    """From one vocabulary to another."""
 
-    def __init__(
-        self,
-        student: Vocabulary,
-        teacher: Vocabulary,
-        *,
-        structural: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, student: Vocabulary, teacher: Vocabulary) -> None:
         self._student = student
         self._teacher = teacher
         self._same = student.same_ids(teacher)
-        self._structure = _structure(student, teacher, structural or {})
+        self._structure = _structure(student, teacher)
         self._textual = student.textual.copy()
         self._textual[list(self._structure)] = False
 
@@ -305,15 +298,12 @@ def _ends_of_letters(data: bytes, ends: Indices, text: bytes) -> Indices | None:
     return found
 
 
-def _structure(
-    student: Vocabulary, teacher: Vocabulary, names: Mapping[str, str]
-) -> Mapping[int, int | None]:
+def _structure(student: Vocabulary, teacher: Vocabulary) -> Mapping[int, int | None]:
     """The student's structural ids and the teacher's for them. A special one that the teacher lacks
     is None, and so is the half that it lacks of a pair; another one that is not special is text,
     and not here."""
     found: dict[int, int | None] = {}
     for text, token in student.structural.items():
-        name = names.get(text, text)
-        if token in student.special or teacher.marks(name):
-            found[token] = teacher.structure(name)
+        if token in student.special or teacher.marks(text):
+            found[token] = teacher.structure(text)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -24,9 +24,8 @@ def translate(
     ids: Sequence[int],
     *,
     stopped: bool = False,
-    structural: Mapping[str, str] | None = None,
 ) -> Translation:
-    translator = Translator(vocabulary(student), vocabulary(teacher), structural=structural)
+    translator = Translator(vocabulary(student), vocabulary(teacher))
     return translator.translate(ids, stopped=stopped)
 
 
@@ -186,16 +185,17 @@ def test_thinking_is_marked_in_the_teachers_own_way() -> None:
     assert back.teacher_tokens.tolist() == ids
 
 
-def test_delimiters_of_one_name_are_mapped_and_told_names_come_first() -> None:
-    call = token("byte-level", "<tool_call>")
+def test_delimiters_of_one_name_are_mapped() -> None:
     ours = vocabulary("byte-level")
-    ids = [call, *ours.encode("{}"), token("byte-level", "</tool_call>")]
+    ids = [
+        token("byte-level", "<tool_call>"),
+        *ours.encode("{}"),
+        token("byte-level", "</tool_call>"),
+    ]
     same = translate("byte-level", "byte-level nfc", ids)
     assert same.teacher_tokens[0] == token("byte-level nfc", "<tool_call>")
-    assert same.kinds.tolist()[::3] == [Kind.STRUCTURE] * 2 or same.kinds[0] == Kind.STRUCTURE
-    told = translate("byte-level", "metaspace", ids, structural={"<tool_call>": "[TOOL_CALLS]"})
-    assert told.teacher_tokens[0] == token("metaspace", "[TOOL_CALLS]")
-    assert told.kinds[0] == Kind.STRUCTURE
+    assert same.teacher_tokens[-1] == token("byte-level nfc", "</tool_call>")
+    assert (same.kinds == Kind.STRUCTURE).sum() == 2
 
 
 def test_a_delimiter_that_the_teacher_lacks_is_text_unless_it_is_special() -> None:
