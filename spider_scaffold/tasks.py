@@ -6,7 +6,7 @@ __all__ = ["find_tasks", "open_workspace"]
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,14 +31,17 @@ def find_tasks(dataset: str, split: str, instances: frozenset[str]) -> dict[str,
     set on the Hub. Raises UsageError where there is no such file, FatalJobError for a data set that
     cannot be had or holds no tasks."""
     path = Path(dataset).expanduser()
-    rows: Sequence[Mapping[str, Any]]
     if path.is_file() or is_local(dataset):
         rows, folder = _file_rows(path), str(path.absolute().parent)
     else:
         rows, folder = _hub_rows(dataset, split), "."
-    columns = {name for row in rows for name in row}
+    columns: set[str] = set()
+    chosen: list[Mapping[str, Any]] = []  # alone: the whole set may be larger than the memory
+    for row in rows:
+        columns.update(row)
+        if row.get("instance_id") in instances:
+            chosen.append(row)
     form = form_of(columns)
-    chosen = (row for row in rows if row.get("instance_id") in instances)
     return _by_id(to_task(row, form=form, folder=folder) for row in chosen)
 
 
@@ -46,20 +49,18 @@ def _by_id(tasks: Iterable[Task | None]) -> dict[str, Task]:
     return {task.instance_id: task for task in tasks if task is not None}
 
 
-def _file_rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    rows.append(_row(path, number, line))
+                    yield _row(path, number, line)
     except FileNotFoundError as error:
         raise UsageError(
             f"the data set {path} is not here; name the file with --dataset"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the data set {path} cannot be read: {error}") from error
-    return rows
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -77,10 +78,12 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-def _hub_rows(dataset: str, split: str) -> list[Mapping[str, Any]]:
+def _hub_rows(dataset: str, split: str) -> Iterator[Mapping[str, Any]]:
     source = build_source(SourceConfig(dataset, split=split), {}, None, os.environ.get("HF_TOKEN"))
     try:
-        return [row for batch in source.batches(0, None) for _, row in batch]
+        for batch in source.batches(0, None):
+            for _, row in batch:
+                yield row
     finally:
         source.close()
 

@@ -4,15 +4,24 @@ A job that is resumed, or submitted again with more workers, has to find the ins
 the choice depends on nothing but the set's instances and three options. With a seed it does not
 depend on the order of rows either: each instance has a place that follows from the seed and its
 own id, and taking more of them keeps those that were taken before.
+
+A set may be far larger than what a job takes of it, so tasks that are not taken are not kept.
 """
 
 from __future__ import annotations
 
 __all__ = ["check_filter", "select_tasks"]
 
+import collections
+import dataclasses
 import hashlib
+import heapq
+import itertools
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+import orjson
 
 from spider_sdk.errors import ConfigError, FatalJobError, Problem
 from spider_worker.swe_tasks.base import Task
@@ -42,26 +51,54 @@ def select_tasks(
 
     An instance that comes twice counts once where both are the same task. Raises FatalJobError
     where they differ, or nothing is left, ConfigError for a filter that does not compile.
+
+    ``tasks`` are read to their end, and no more than ``max_instances`` of them are held.
     """
     pattern = check_filter(instance_filter)
-    chosen: dict[str, Task] = {}
+    known: dict[str, int] = {}  # a hash by id, since the tasks themselves are let go
     seen = 0
-    for task in tasks:
-        seen += 1
-        if task is None or (pattern is not None and pattern.match(task.instance_id) is None):
-            continue
-        known = chosen.setdefault(task.instance_id, task)
-        if known != task:
-            raise FatalJobError(
-                f"the data set has two different rows with the instance_id {task.instance_id}"
-            )
-    if not chosen:
+
+    def matching() -> Iterator[Task]:
+        nonlocal seen
+        for task in tasks:
+            seen += 1
+            if task is None or (pattern is not None and pattern.match(task.instance_id) is None):
+                continue
+            content = _hash(task)
+            if task.instance_id not in known:
+                known[task.instance_id] = content
+                yield task
+            elif known[task.instance_id] != content:
+                raise FatalJobError(
+                    f"the data set has two different rows with the instance_id {task.instance_id}"
+                )
+
+    rest = matching()
+    chosen = _first(rest, max_instances, seed)
+    collections.deque(rest, maxlen=0)  # two rows that differ are an error wherever they stand
+    if not known:
         which = "" if instance_filter is None else f" that matches {instance_filter!r}"
         raise FatalJobError(f"there is no instance{which} among the data set's {seen} rows")
-    order = list(chosen.values())
-    if seed is not None:
-        order.sort(key=lambda task: _place(seed, task.instance_id))
-    return order if max_instances is None else order[:max_instances]
+    return chosen
+
+
+def _first(tasks: Iterable[Task], count: int | None, seed: int | None) -> list[Task]:
+    """The first ``count`` in the order of ``seed``."""
+    if seed is None:
+        return list(itertools.islice(tasks, count))
+
+    def place(task: Task) -> bytes:
+        return _place(seed, task.instance_id)
+
+    return sorted(tasks, key=place) if count is None else heapq.nsmallest(count, tasks, key=place)
+
+
+def _hash(task: Task) -> int:
+    """Of all that it holds, the same for equal tasks."""
+    try:
+        return hash(orjson.dumps(task, option=orjson.OPT_SORT_KEYS))
+    except orjson.JSONEncodeError:  # numbers past 64 bits and halves of characters: slower
+        return hash(json.dumps(dataclasses.asdict(task), sort_keys=True))
 
 
 def _place(seed: int, instance_id: str) -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +147,42 @@ def test_only_the_tasks_that_are_asked_for_are_read(tmp_path: Path) -> None:
     tasks = find_tasks(str(path), "train", frozenset({"a", "z"}))
     assert list(tasks) == ["a"]
     assert tasks["a"].origin.ref == str(tmp_path / "repos/a"), "relative to the file"
+
+
+def padded_row(number: int) -> dict[str, Any]:
+    return {
+        "instance_id": f"t{number}", "repo": "r", "patch": "p", "problem_statement": "p",
+        "FAIL_TO_PASS": [], "PASS_TO_PASS": [f"test {number} " * 5_000], "image_name": "i",
+    }  # fmt: skip
+
+
+class PaddedRows:
+    """A source of 500 rows of 40 kB each, that holds a batch at a time."""
+
+    def batches(
+        self, start: int, stop: int | None, size: int = 256
+    ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        for first in range(0, 500, 10):
+            yield [(number, padded_row(number)) for number in range(first, first + 10)]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize("dataset", ["tasks.jsonl", "org/tasks"])
+def test_rows_that_are_not_asked_for_are_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Path("tasks.jsonl").open("w") as file:
+        file.writelines(json.dumps(padded_row(number)) + "\n" for number in range(500))
+    monkeypatch.setattr("spider_scaffold.tasks.build_source", lambda *_: PaddedRows())
+    tracemalloc.start()
+    tasks = find_tasks(dataset, "train", frozenset({"t7", "t499"}))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(tasks) == ["t7", "t499"]
+    assert most < 5_000_000, "of more than 20 MB"
 
 
 def test_workspaces(tmp_path: Path) -> None:
