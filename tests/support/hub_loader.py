@@ -6,7 +6,7 @@ it stays for many loads because the import takes seconds.
 
 from __future__ import annotations
 
-__all__ = ["HubLoader", "LoadFailed"]
+__all__ = ["HubLoader", "LoadFailed", "hub_environment"]
 
 import json
 import os
@@ -14,6 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Self
+
+
+def hub_environment(endpoint: str, home: Path) -> dict[str, str]:
+    """This process's environment, for one that sees the Hub at ``endpoint`` and has no token;
+    ``home`` holds its caches."""
+    left_out = {"HF_TOKEN", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"}
+    return {
+        **{name: value for name, value in os.environ.items() if name not in left_out},
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
 
 
 class LoadFailed(Exception):
@@ -24,23 +38,12 @@ class HubLoader:
     """Loads data sets from the Hub at ``endpoint``; ``home`` holds its caches."""
 
     def __init__(self, endpoint: str, home: Path, token: str) -> None:
-        env = {
-            **os.environ,
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(home),
-            "HF_TOKEN": token,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-        env.pop("HF_HUB_OFFLINE", None)
-        env.pop("HF_DATASETS_OFFLINE", None)
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=env,
+            env={**hub_environment(endpoint, home), "HF_TOKEN": token},
         )
 
     def load(self, repo_id: str, config: str | None = None, split: str = "train") -> dict[str, Any]:
