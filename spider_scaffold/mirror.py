@@ -4,7 +4,9 @@ The server's manifest says what is done. A unit's shard holds every attempt of o
 instance; its lines are appended to the tree's ``output.jsonl``, each once, and its log is put into
 ``infer_logs``. So nothing is fetched twice, what stands in the file already (a verdict, say) stays,
 and at the end of the job the file has what the job's own one has. Where a job makes a run that was
-done before it, what it made is kept for what it cost, and the one before still counts.
+done before it, what it made is kept for what it cost, and the one before still counts. The versions
+that a job was made with are known to its server alone; at its end they are put into the tree's
+``metadata.json``.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from spider_scaffold.jobfile import FOLDER, JobFile
 from spider_sdk.client import Client
 from spider_sdk.errors import ServerBusy, ServerUnreachable, UsageError
-from spider_worker.trajectories.layout import INFER_LOGS, Layout
+from spider_worker.trajectories.layout import INFER_LOGS, METADATA, Layout
+from spider_worker.trajectories.metadata import read_metadata, take_versions
 from spider_worker.trajectories.output_file import append, read, read_index
 from spider_worker.trajectories.record import Key, Record
 
@@ -55,6 +58,9 @@ class Mirror:
         self._pause = _PAUSE
         self._looked: float | None = None
         self._stale = True
+        #: The version of the job's metadata that was looked at. Not in ``taken``: a command that
+        #: goes on with a tree writes the tree's anew.
+        self._versions: str | None = None
         index = read_index(layout.output)
         self._there = {(key, number) for key, group in index.attempts.items() for number in group}
         #: Of runs that nobody has judged, the attempt that counts.
@@ -100,23 +106,30 @@ class Mirror:
     def _take(self, one: Mapping[str, Any]) -> int:
         name = str(one["name"])
         version = f"{one['created_at']} {one['size']}"
+        if name == METADATA and version != self._versions:
+            with self._fetched(name) as path:
+                take_versions(self._layout.metadata, read_metadata(path) or {})
+            self._versions = version
         wanted = name.startswith((_SHARDS, f"{INFER_LOGS}/"))
         if not wanted or self._job.taken.get(name) == version:
             return 0
         added = 0
         if name.startswith(_SHARDS):
-            added = self._shard(name)
+            with self._fetched(name) as shard:
+                added = self._add(shard)
         else:
             self._client.download_artifact(self._job_id, name, self._layout.root)
         self._job.taken[name] = version
         return added
 
-    def _shard(self, name: str) -> int:
+    @contextlib.contextmanager
+    def _fetched(self, name: str) -> Iterator[Path]:
+        """An artifact as a file, for a moment."""
         parent = self._layout.root / FOLDER
         parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="shard-", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix="fetched-", dir=parent))
         try:
-            return self._add(self._client.download_artifact(self._job_id, name, folder))
+            yield self._client.download_artifact(self._job_id, name, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

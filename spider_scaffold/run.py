@@ -80,7 +80,7 @@ class Run:
             self._open()  # which says what differs
         made_by = (before or {}).get("agent_config")
         if made_by and made_by != versions:
-            said = f"was made by {_named(made_by)}, and goes on with {_named(versions)}"
+            said = f"was made by {_named(made_by)}; this is {_named(versions)}"
             state.note(f"{self.layout.root} {said}")
         check_local(self._asked)
 

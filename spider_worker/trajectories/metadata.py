@@ -7,7 +7,7 @@ data set would mix two experiments.
 
 from __future__ import annotations
 
-__all__ = ["differing", "open_run", "read_metadata", "run_metadata"]
+__all__ = ["differing", "open_run", "read_metadata", "run_metadata", "take_versions"]
 
 import datetime
 import importlib.metadata
@@ -85,7 +85,8 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def open_run(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``metadata.json`` at ``path``, or go on with the one that is there. Returns what then
-    stands there: the settings of now, with the time of the first start.
+    stands there: the settings of now, with the time of the first start and the versions that were
+    taken over (``take_versions``) and are not known here.
 
     Raises UsageError, naming keys and both values, where the run may not go on with these settings.
     """
@@ -103,11 +104,27 @@ def open_run(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
                 f"{said}. Use another eval_output_dir, or put the settings back"
             )
         wanted["start_time"] = before.get("start_time") or wanted.get("start_time")
+        wanted["details"] = _details(before) | _details(wanted)
     if wanted != before:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _write(path, wanted)
     return wanted
+
+
+def take_versions(path: Path, made: Mapping[str, Any]) -> None:
+    """Have the ``metadata.json`` at ``path``, where there is one, name the versions that the
+    records were made with: ``made`` is the metadata of the job that made them. What else it says
+    stays. Raises UsageError for one that cannot be read."""
+    before = read_metadata(path)
+    if before is None:
+        return
+    ours, theirs = _details(before), _details(made)
+    taken = {key: value for key, value in theirs.items() if key == "spider" or key not in ours}
+    wanted = {**before, "details": ours | taken}
+    if made.get("agent_config") is not None:
+        wanted["agent_config"] = made["agent_config"]
+    if wanted != before:
+        _write(path, wanted)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -122,6 +139,16 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     if not isinstance(metadata, dict):
         raise UsageError(f"{path} cannot be read: it is not a JSON object")
     return metadata
+
+
+def _write(path: Path, metadata: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _details(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    details = metadata.get("details")
+    return dict(details) if isinstance(details, Mapping) else {}
 
 
 def _at(metadata: Mapping[str, Any], key: str) -> Any:

@@ -236,7 +236,9 @@ def test_on_a_server_the_job_goes_on_without_its_client_and_the_tree_is_caught_u
     assert index.done == {(repo.instance_id, 0) for repo in repos}
     for repo in repos:
         assert (tree / f"infer_logs/instance_{repo.instance_id}.log").is_file()
-    assert json.loads((tree / "metadata.json").read_text())["max_iterations"] == 10
+    metadata = json.loads((tree / "metadata.json").read_text())
+    assert metadata["max_iterations"] == 10
+    assert {"openhands-sdk", "openhands-tools"} <= metadata["details"].keys()
     begun = [json.dumps(body["messages"]) for body in model.requests if len(body["messages"]) == 2]
     for repo in repos:
         assert sum(f"part:{repo.folder.name}" in text for text in begun) == 1

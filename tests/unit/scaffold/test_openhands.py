@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from spider_scaffold.cli import run
 from spider_scaffold.jobfile import JobFile
 from spider_sdk.config import AppConfig
 from spider_sdk.errors import ServerUnreachable, UsageError
+from spider_worker.trajectories.card import recipe
+from spider_worker.trajectories.metadata import run_metadata
 from spider_worker.trajectories.output_file import append, read, read_index, rewrite
 from tests.support.scripted_server import answer_json, problem
 from tests.support.swe_jobs import TREE, Jobs, attempt
@@ -399,9 +404,71 @@ def test_an_upgrade_goes_on_with_a_tree(jobs: Jobs, config: Config, capsys: Capt
     jobs.ends("completed", before="running")
     capsys.readouterr()
     assert openhands(config()) == 0
-    assert f"{TREE} was made by spider 0, and goes on with spider " in capsys.readouterr().err
+    assert f"{TREE} was made by spider 0; this is spider " in capsys.readouterr().err
     assert openhands(config()) == 0
     assert "was made by" not in capsys.readouterr().err
+
+
+def jobs_metadata(**versions: str) -> bytes:
+    """``metadata.json`` as a server of another release leaves it."""
+    swe = AppConfig.load("swe.yaml").swe
+    assert swe is not None
+    made = run_metadata(
+        dataclasses.replace(swe, eval_output_dir="on/the/server"),
+        agent_config={"spider": "9.9"},
+        git_commit="theirs",
+        start_time=datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC),
+    )
+    made["details"] |= {"spider": "9.9", **versions}
+    return json.dumps(made).encode()
+
+
+def ours() -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((TREE / "metadata.json").read_text())
+    return metadata
+
+
+def test_the_tree_names_the_versions_that_its_job_was_made_with(jobs: Jobs, config: Config) -> None:
+    """So the card that is made here is the one that the job made."""
+    path = config()
+    jobs.run("a", attempt("a"))
+    jobs.ends("cancelled")
+    assert openhands(path) == 4
+    begun = ours()
+    assert "openhands-sdk" not in begun["details"], "the job left none"
+    made = jobs_metadata(**{"openhands-sdk": "1.2", "openhands-tools": "1.3"})
+    jobs.names["metadata.json"] = (made, "2026-01-01")
+    jobs.shows()
+    jobs.ends("completed", before="running")
+    assert openhands(path) == 0
+    versions = {"spider": "9.9", "openhands-sdk": "1.2", "openhands-tools": "1.3"}
+    details = begun["details"] | versions
+    assert ours() == {**begun, "details": details, "agent_config": {"spider": "9.9"}}
+    card = json.dumps(recipe(ours()))
+    assert card == json.dumps(recipe(json.loads(made)))
+    assert openhands(path) == 0
+    assert json.dumps(recipe(ours())) == card
+    assert sorted(one.name for one in TREE.iterdir() if one.name[0] == ".") == [".spider"]
+    assert sorted(path.name for path in (TREE / ".spider").iterdir()) == ["job.json", "lock"]
+
+
+def test_a_job_that_leaves_no_versions_takes_none_from_the_tree(jobs: Jobs, config: Config) -> None:
+    path = config()
+    jobs.run("a", attempt("a", "llm_error"))
+    made = jobs_metadata(**{"openhands-sdk": "1.2"})
+    jobs.names["metadata.json"] = (made, "2026-01-01")
+    jobs.shows()
+    failed = {"metrics": {"rows_error": 1}}
+    jobs.ends("completed", **failed)
+    assert openhands(path) == 0
+    # What is run again leaves the job's own as it was, and is told nothing new of it.
+    jobs.ends("failed", before="completed", **failed)
+    assert openhands(path) == 1
+    assert recipe(ours()) == recipe(json.loads(made))
+    del jobs.names["metadata.json"]
+    jobs.shows()
+    assert openhands(path) == 1
+    assert ours()["details"]["openhands-sdk"] == "1.2"
 
 
 def test_a_spent_budget_is_told(jobs: Jobs, config: Config, capsys: Capture) -> None:

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from spider_sdk.errors import UsageError
-from spider_worker.trajectories.metadata import open_run, read_metadata, run_metadata
+from spider_worker.trajectories.metadata import (
+    open_run,
+    read_metadata,
+    run_metadata,
+    take_versions,
+)
 from tests.support.trajectories import CONFIG
 
 
@@ -92,6 +97,24 @@ def test_another_version_is_no_other_run(tmp_path: Path) -> None:
     open_run(path, run_metadata(CONFIG, agent_config={"spider": "0.1"}))
     now = open_run(path, run_metadata(CONFIG, agent_config={"spider": "0.2"}))
     assert now["agent_config"] == {"spider": "0.2"}
+
+
+def test_versions_are_taken_from_the_job_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.json"
+    made = metadata(max_instances=3, timeout_seconds=5.0)
+    made["details"] |= {"spider": "9", "openhands-sdk": "1.2"}
+    take_versions(path, made)
+    assert not path.exists()
+    ours = open_run(path, metadata())
+    take_versions(path, {})
+    assert read_metadata(path) == ours
+    take_versions(path, made)
+    taken = read_metadata(path)
+    assert taken == ours | {"details": ours["details"] | {"spider": "9", "openhands-sdk": "1.2"}}
+    assert list(tmp_path.iterdir()) == [path]
+    again = open_run(path, metadata(max_instances=3))
+    assert again["details"]["openhands-sdk"] == "1.2", "what is not known here stays"
+    assert again["details"]["max_instances"] == 3
 
 
 def test_a_file_that_is_no_metadata(tmp_path: Path) -> None:
