@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import threading
@@ -191,17 +192,31 @@ def test_what_the_server_refuses(connect: Callable[..., Client]) -> None:
         connect(api_key="sk_nobody_x").list_jobs()
 
 
+def write_tasks(folder: Path) -> None:
+    """``tasks.jsonl`` with one task, and its repository beside it."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(folder)]
+    subprocess.run([*git, "init", "--quiet", "repository"], check=True)
+    git[-1] = str(folder / "repository")
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    row = {"instance_id": "a", "repo_source": "repository"}
+    (folder / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def check_uploaded(fleet: Fleet, inputs: list[dict[str, str]]) -> None:
+    """That the fleet has what ``write_tasks`` wrote."""
+    assert inputs[0]["name"] == "tasks.jsonl"
+    rows, bundle = (fleet.inputs.path(one["sha256"]) for one in inputs)
+    named = f"input:{bundle.name}"
+    assert json.loads(rows.read_bytes()) == {"instance_id": "a", "repo_source": named}
+    heads = subprocess.run(["git", "bundle", "list-heads", bundle], check=True, capture_output=True)
+    assert b"HEAD" in heads.stdout
+
+
 def test_a_swe_job_takes_its_tasks_and_their_repositories_along(
     connect: Callable[..., Client], fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODEL_KEY", "canary-key")
-    repository = tmp_path / "repository"
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]
-    subprocess.run([*git, "init", "--quiet", "repository"], check=True)
-    git[-1] = str(repository)
-    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
-    tasks = tmp_path / "tasks.jsonl"
-    tasks.write_text(json.dumps({"instance_id": "a", "repo_source": "repository"}) + "\n")
+    write_tasks(tmp_path)
     swe = {"llm_model": "m", "llm_api_key_env": "MODEL_KEY", "dataset": "tasks.jsonl"}
     config = AppConfig.from_dict({**swe, "max_budget_total": 2.0})
     client = connect(config=config)
@@ -212,26 +227,64 @@ def test_a_swe_job_takes_its_tasks_and_their_repositories_along(
     record = fleet.jobs.get(job_id)
     assert (record.queue, record.document["swe"]["num_workers"]) == (Queue.SWE_AGENT, 3)
     assert fleet.jobs.secrets(job_id) == {"MODEL_KEY": "canary-key"}
-    rows, bundle = (fleet.inputs.path(f["sha256"]) for f in record.document["swe"]["inputs"])
-    named = f"input:{bundle.name}"
-    assert json.loads(rows.read_bytes()) == {"instance_id": "a", "repo_source": named}
-    heads = subprocess.run(["git", "bundle", "list-heads", bundle], check=True, capture_output=True)
-    assert b"HEAD" in heads.stdout
+    check_uploaded(fleet, record.document["swe"]["inputs"])
     client.cancel_job(job_id)
     assert client.retry_job(job_id, max_budget_total=9)["job"]["swe"]["max_budget_total"] == 9
     assert fleet.jobs.secrets(job_id) == {"MODEL_KEY": "canary-key"}, "brought again by name"
 
 
-def test_a_swe_file_on_the_command_line(
-    connect: Callable[..., Client],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def commands(connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Commands reach the API as this client does."""
     client = connect(None)
     monkeypatch.setattr("spider_sdk.client.Client.close", lambda self: None)
     transport = client._transport
     monkeypatch.setattr("spider_sdk.client.Transport", lambda **_: transport)
+    return client
+
+
+def test_a_swe_file_is_submitted_with_its_tasks_and_apart_from_its_secrets(
+    commands: Client,
+    fleet: Fleet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tasks(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "canary-token")
+    (tmp_path / "swe.yaml").write_text(
+        "dataset: ./tasks.jsonl\n"
+        "llm_model: openai/m\n"
+        "llm_api_key: canary-key\n"
+        "hf_repo_id: me/trajectories\n"
+        "num_workers: 3\n"
+    )
+    assert run(["submit", "swe.yaml", "--detach", "--json", "--set", "seed=7"]) == 0
+    out, err = capsys.readouterr()
+    job_id = json.loads(out.splitlines()[0])["job_id"]
+    record = fleet.jobs.get(job_id)
+    assert record.queue is Queue.SWE_AGENT
+    (message,) = fleet.redis.lrange("spider:swe-agent", 0, -1)
+    body = base64.b64decode(json.loads(message)["body"]).decode()
+    assert job_id in body
+    swe = dict(record.document["swe"])
+    check_uploaded(fleet, swe.pop("inputs"))
+    assert "llm_api_key" not in swe
+    name = swe.pop("llm_api_key_env")
+    assert swe == {
+        "dataset": "tasks.jsonl", "llm_model": "openai/m", "hf_repo_id": "me/trajectories",
+        "num_workers": 3, "seed": 7,
+    }  # fmt: skip
+    assert fleet.jobs.secrets(job_id) == {name: "canary-key", "HF_TOKEN": "canary-token"}
+    shown = json.dumps(commands.get_job_status(job_id))
+    for text in (out, err, shown, body, json.dumps(record.document)):
+        assert "canary" not in text
+
+
+def test_a_swe_file_on_the_command_line(
+    commands: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = commands
     (tmp_path / "swe.yaml").write_text("llm_model: m\nmax_budget_total: 2\n")
     assert run(["validate", "swe.yaml"]) == 0
     assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -145,6 +146,36 @@ def test_options_reach_the_job(server: ScriptedServer, config: Config, tmp_path:
     assert job["pre_processor"]["name"] == "before"
     assert job["post_processor"]["name"] == "after"
     assert sent.json["env"] == {"MODEL_KEY": "mk-1", "EXTRA_NAME": "extra"}
+
+
+def test_a_swe_file_goes_out_with_its_tasks_and_apart_from_its_secrets(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary-token")
+    rows = b'{"instance_id": "a", "image_name": "i"}\n'
+    (tmp_path / "tasks.jsonl").write_bytes(rows)
+    (tmp_path / "swe.yaml").write_text(
+        "dataset: ./tasks.jsonl\nllm_model: openai/m\nllm_api_key: canary-key\nhf_repo_id: me/d\n"
+    )
+    ending(server, "completed")
+    digest = hashlib.sha256(rows).hexdigest()
+    upload = f"/v1/inputs/{digest}"
+    server.on("PUT", upload, answer_json({"sha256": digest, "size": len(rows)}, 201))
+    assert run(["submit", "swe.yaml", "--detach", "--set", "num_workers=3"]) == 0
+    (uploaded,) = server.requests("PUT", upload)
+    assert uploaded.body == rows
+    sent = server.seen[-1]
+    assert sent.path == "/v1/jobs"
+    swe = sent.json["job"]["swe"]
+    name = swe.pop("llm_api_key_env")
+    assert sent.json["env"] == {name: "canary-key", "HF_TOKEN": "canary-token"}
+    assert swe == {
+        "dataset": "tasks.jsonl", "llm_model": "openai/m", "hf_repo_id": "me/d", "num_workers": 3,
+        "inputs": [{"name": "tasks.jsonl", "sha256": digest}],
+    }  # fmt: skip
+    out, err = capsys.readouterr()
+    assert f"forwarded to the job, by name: {', '.join(sorted(['HF_TOKEN', name]))}" in err
+    assert "canary" not in out + err
 
 
 @pytest.mark.parametrize(
