@@ -1,8 +1,9 @@
 """Episodes in containers: the agent's own interpreter is shown in the instance's image.
 
 Nothing is installed in an image and none is built: the environment and the interpreter that it is
-made on are mounted read-only, where they are on the host. An interpreter for this has to run on
-the oldest C library of the images; those that uv installs do.
+made on are mounted read-only, where they are on the host. So it must be no place that images have
+themselves, and the interpreter has to run on the oldest C library of the images; those that uv
+installs do.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from spider_sdk.errors import WorkspaceError
+from spider_sdk.errors import EngineUnavailable, WorkspaceError
 from spider_worker.agents.episode import Heard, Listener, run_episode
 from spider_worker.agents.hosts import ModelHost
 from spider_worker.agents.interpreter import QUIET, library
 from spider_worker.agents.proxy import LlmProxy, Ticket
 from spider_worker.workspaces.base import Box
-from spider_worker.workspaces.docker import DockerBox
+from spider_worker.workspaces.docker import TREE, DockerBox
 from spider_worker.workspaces.docker_client import docker_environment
 from spider_worker.workspaces.interpreter import interpreter_roots
 
@@ -42,15 +43,42 @@ _ENVIRONMENT: Final = {
     "HOME": "/tmp/.agent-home",  # noqa: S108 - the container's
     "INPUTRC": f"{_LIBRARY}/inputrc",
 }
+#: What images have themselves. Whatever is mounted over one of these, or over what it lies in, or
+#: into it, takes the place of the programs that tests run with.
+_IMAGES_OWN: Final = (
+    "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc",
+    *(f"{prefix}/{name}" for prefix in ("/usr", "/usr/local") for name in ("bin", "sbin", "lib")),
+    *(
+        f"{root}/{name}" for root in ("/opt/miniconda3", "/opt/conda")
+        for name in ("bin", "lib", "envs/testbed")
+    ),
+    TREE,
+)  # fmt: skip
 
 
 def container_mounts(python: str, folder: Path, sockets: Path) -> list[tuple[str, str]]:
     """What containers are to be shown for agents to run in them; ``folder`` is for the library,
-    ``sockets`` for those of proxies. Both must be there as long as the containers are."""
+    ``sockets`` for those of proxies. Both must be there as long as the containers are.
+
+    Raises EngineUnavailable for an interpreter that cannot be shown beside what images have.
+    """
     roots = [(root, root) for root in interpreter_roots(python)]
+    for root, _ in roots:
+        if any(_overlap(Path(root), Path(own)) for own in _IMAGES_OWN):
+            raise EngineUnavailable(
+                f"workspace: docker: the agents' interpreter {python} needs {root} of this host, "
+                "which in a container would hide what the image has there, and change what its "
+                "tests say. Make the agents' environment with an interpreter in a folder of its "
+                "own, for instance one of uv's (uv python install 3.12), and name it with "
+                "SPIDER_AGENT_PYTHON"
+            )
     shown = library(folder / "lib")
     (shown / "inputrc").write_text(_INPUTRC)
     return [*roots, (str(shown), _LIBRARY), (str(sockets), _SOCKETS)]
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 class _Exec:

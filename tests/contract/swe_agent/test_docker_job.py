@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from spider_sdk.errors import EngineUnavailable
 from tests.contract.swe_agent.conftest import Job, Warm, mending
 from tests.support.fake_docker import FakeDocker, running_engine
 from tests.support.swe_repos import SweRepo
@@ -61,3 +62,34 @@ def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
     assert [path.name for path in engine.containers()] == [elsewhere]
     assert not (owners / "dead").exists()
     assert "the-real-key" not in json.dumps([engine.calls(), engine.environments()])
+
+
+def system_python(folder: Path, python: str) -> str:
+    """``python``, which says that it was made from this system's own."""
+    program = folder / "python"
+    program.write_text(
+        f"""#!/bin/sh
+case "$3" in
+*sys.base_prefix*) echo '["{folder}", "/usr"]' ;;
+*) exec {python} "$@" ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_an_interpreter_that_would_hide_the_image_is_said_before_anything_begins(
+    folder: Path,
+    warm: Warm,
+    repos: list[SweRepo],
+    python: str,
+    tmp_path: Path,
+    engine: FakeDocker,
+) -> None:
+    job = ImageJob(folder, warm, repos[:1], system_python(tmp_path, python), {})
+    with pytest.raises(EngineUnavailable, match="needs /usr of this host"):
+        job.run(workspace="docker")
+    assert job.model is not None
+    assert not job.model.requests
+    assert not engine.calls()
