@@ -22,7 +22,7 @@ from typing import Any, Final
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
 from spider_worker.agents.episode import Heard, Listener, run_episode
 from spider_worker.agents.hosts import ModelHost
-from spider_worker.agents.interpreter import QUIET, library
+from spider_worker.agents.interpreter import HELP_IN_IMAGES, QUIET, library
 from spider_worker.agents.proxy import LlmProxy, Ticket
 from spider_worker.workspaces.base import Box
 from spider_worker.workspaces.docker import TREE, DockerBox
@@ -68,9 +68,7 @@ def container_mounts(python: str, folder: Path, sockets: Path) -> list[tuple[str
             raise EngineUnavailable(
                 f"workspace: docker: the agents' interpreter {python} needs {root} of this host, "
                 "which in a container would hide what the image has there, and change what its "
-                "tests say. Make the agents' environment with an interpreter in a folder of its "
-                "own, for instance one of uv's (uv python install 3.12), and name it with "
-                "SPIDER_AGENT_PYTHON"
+                f"tests say. {HELP_IN_IMAGES}"
             )
     shown = library(folder / "lib")
     (shown / "inputrc").write_text(_INPUTRC)

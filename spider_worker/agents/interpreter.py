@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HELP", "QUIET", "agent_python", "ask_model", "library"]
+__all__ = ["HELP", "HELP_IN_IMAGES", "QUIET", "agent_python", "ask_model", "library"]
 
 import asyncio
 import importlib.resources
@@ -17,6 +17,11 @@ from typing import Any, Final
 from spider_sdk.errors import EngineUnavailable
 
 HELP: Final = "`make agent` makes an environment for it; SPIDER_AGENT_PYTHON names another"
+#: For one that is of no use in containers.
+HELP_IN_IMAGES: Final = (
+    "Make the agents' environment with an interpreter that has a folder of its own and runs on old "
+    "systems, as uv's do (uv python install 3.12), and name it with SPIDER_AGENT_PYTHON"
+)
 #: What the SDK and what it uses read: no banner, no prices from the network, and of its steps only
 #: what went wrong. They are told as events, and drawn as a table on a terminal besides.
 QUIET: Final = {

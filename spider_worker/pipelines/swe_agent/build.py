@@ -32,6 +32,7 @@ from spider_worker.evaluation.judge import Judge
 from spider_worker.pipelines.swe_agent.checks import (
     check_fit,
     check_image,
+    check_interpreter,
     check_remotes,
     probe,
 )
@@ -60,7 +61,7 @@ def real_parts(settings: WorkerSettings) -> Parts:
     return Parts(
         tasks=functools.partial(_tasks, settings),
         endpoint=functools.partial(_endpoint, settings),
-        check=functools.partial(_check, settings),
+        check=functools.partial(_check, settings, root),
         workspace=lambda ctx, endpoint: _workspace(
             settings, root, ctx, networked=not endpoint.proxied
         ),
@@ -148,13 +149,15 @@ async def _endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
 
 
 async def _check(
-    settings: WorkerSettings, ctx: Ctx, endpoint: Endpoint, tasks: Sequence[Task]
+    settings: WorkerSettings, root: Path, ctx: Ctx, endpoint: Endpoint, tasks: Sequence[Task]
 ) -> Endpoint:
     check_fit(tasks, ctx.job.workspace)
     await asyncio.to_thread(check_remotes, tasks, allow_private=settings.allow_private_urls)
     found = await probe(ctx.job, endpoint, allow_private=settings.allow_private_urls)
     if ctx.job.workspace == "docker":
         await check_image(tasks[0])
+        python = agent_python(settings.agent_python)
+        await check_interpreter(tasks[0], _workspace(settings, root, ctx), python)
     return found
 
 

@@ -1,9 +1,9 @@
 """What is found out before any money is spent: whether the model's endpoint answers and takes the
-key, and whether the data set's tasks can be opened in the workspace."""
+key, whether the data set's tasks can be opened in the workspace, and whether agents run there."""
 
 from __future__ import annotations
 
-__all__ = ["check_fit", "check_image", "check_remotes", "probe"]
+__all__ = ["check_fit", "check_image", "check_interpreter", "check_remotes", "probe"]
 
 import dataclasses
 import json
@@ -13,17 +13,23 @@ from typing import Any, Final
 import aiohttp
 
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import AuthError, FatalJobError, WorkspaceError
+from spider_sdk.errors import AuthError, EngineUnavailable, FatalJobError, WorkspaceError
+from spider_worker.agents.interpreter import HELP_IN_IMAGES
 from spider_worker.engines.network import guarded_connector
 from spider_worker.pipelines.swe_agent.parts import Endpoint
 from spider_worker.swe_tasks.base import Task
+from spider_worker.workspaces.base import Box, Workspace
 from spider_worker.workspaces.docker_client import docker
 from spider_worker.workspaces.remote import remote_options
 
 _SECONDS: Final = 30.0
 _CONNECT_SECONDS: Final = 15.0
 _PULL_SECONDS: Final = 3600.0
+_RUN_SECONDS: Final = 60.0
 _LISTED_BYTES: Final = 8 << 20
+#: What the agents' SDK needs of the C library, and of libraries that a compiled Python has outside
+#: of its folder.
+_NEEDED: Final = "import ctypes, ssl"
 
 
 async def probe(job: SweConfig, endpoint: Endpoint, *, allow_private: bool) -> Endpoint:
@@ -132,3 +138,34 @@ async def check_image(task: Task) -> None:
         await docker("pull", "--quiet", image, timeout=_PULL_SECONDS, what=what)
     except WorkspaceError as error:
         raise FatalJobError(error.message) from error
+
+
+async def check_interpreter(task: Task, workspace: Workspace, python: str) -> None:
+    """Run the agents' interpreter once in the image of a task.
+
+    Raises EngineUnavailable where it does not run there: it was built for another C library, say.
+    FatalJobError where there is no container to run it in.
+    """
+    try:
+        async with workspace.open(task) as box:
+            said = await _complaint(box, python)
+    except WorkspaceError as error:
+        raise FatalJobError(f"workspace: docker: {error.message}") from error
+    if said is not None:
+        raise EngineUnavailable(
+            f"workspace: docker: the agents' interpreter {python} does not run in the image "
+            f"{task.origin.ref} of {task.instance_id}: {said}. {HELP_IN_IMAGES}"
+        )
+
+
+async def _complaint(box: Box, python: str) -> str | None:
+    """What it says where it does not run."""
+    try:
+        done = await box.run([python, "-I", "-c", _NEEDED], timeout=_RUN_SECONDS)
+    except WorkspaceError as error:
+        return error.message
+    if done.ok:
+        return None
+    if done.code is None:
+        return f"it did not end within {_RUN_SECONDS:g} s"
+    return done.text.strip()[-1000:] or f"it ended with {done.code}"

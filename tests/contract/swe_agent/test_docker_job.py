@@ -45,8 +45,7 @@ def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
 ) -> None:
     repo = next(repo for repo in repos if repo.folder.name == "calc")
     tree = engine.image(IMAGE)
-    subprocess.run(["git", "clone", "-q", repo.folder, tree], check=True)
-    subprocess.run(["git", "checkout", "-q", repo.base_commit], cwd=tree, check=True)
+    clone(repo, tree)
     engine.give_testbed(tree)
     owners = warm.state / "swe-agent" / "owners"
     engine.leave(IMAGE, "dead", owners)
@@ -64,19 +63,16 @@ def test_an_agent_mends_it_in_its_image_and_what_the_dead_left_is_swept(
     assert "the-real-key" not in json.dumps([engine.calls(), engine.environments()])
 
 
-def system_python(folder: Path, python: str) -> str:
-    """``python``, which says that it was made from this system's own."""
-    program = folder / "python"
-    program.write_text(
-        f"""#!/bin/sh
-case "$3" in
-*sys.base_prefix*) echo '["{folder}", "/usr"]' ;;
-*) exec {python} "$@" ;;
-esac
-"""
-    )
-    program.chmod(0o755)
-    return str(program)
+def program(folder: Path, text: str) -> str:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def clone(repo: SweRepo, tree: Path) -> None:
+    subprocess.run(["git", "clone", "-q", repo.folder, tree], check=True)
+    subprocess.run(["git", "checkout", "-q", repo.base_commit], cwd=tree, check=True)
 
 
 def test_an_interpreter_that_would_hide_the_image_is_said_before_anything_begins(
@@ -87,9 +83,36 @@ def test_an_interpreter_that_would_hide_the_image_is_said_before_anything_begins
     tmp_path: Path,
     engine: FakeDocker,
 ) -> None:
-    job = ImageJob(folder, warm, repos[:1], system_python(tmp_path, python), {})
+    systems = program(
+        tmp_path,
+        f"""case "$3" in
+*sys.base_prefix*) echo '["{tmp_path}", "/usr"]' ;;
+*) exec {python} "$@" ;;
+esac""",
+    )
+    job = ImageJob(folder, warm, repos[:1], systems, {})
     with pytest.raises(EngineUnavailable, match="needs /usr of this host"):
         job.run(workspace="docker")
     assert job.model is not None
     assert not job.model.requests
     assert not engine.calls()
+
+
+def test_an_interpreter_that_does_not_run_in_the_image_is_said_before_anything_begins(
+    folder: Path,
+    warm: Warm,
+    repos: list[SweRepo],
+    python: str,
+    tmp_path: Path,
+    engine: FakeDocker,
+) -> None:
+    clone(repos[0], engine.image(IMAGE))
+    newer = program(
+        tmp_path, f'[ -e /.init ] && echo "no GLIBC_2.99 here" && exit 1\nexec {python} "$@"'
+    )
+    job = ImageJob(folder, warm, repos[:1], newer, {repos[0].folder.name: []})
+    with pytest.raises(EngineUnavailable, match=f"{newer} does not run in the image {IMAGE} of"):
+        job.run(workspace="docker")
+    assert job.model is not None
+    assert not job.model.requests
+    assert not engine.containers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ import pytest
 from aiohttp import web
 
 from spider_sdk.config.model import SweConfig
-from spider_sdk.errors import AuthError, FatalJobError
-from spider_worker.pipelines.swe_agent.checks import check_fit, check_image, probe
+from spider_sdk.errors import AuthError, EngineUnavailable, FatalJobError
+from spider_worker.pipelines.swe_agent.checks import (
+    check_fit,
+    check_image,
+    check_interpreter,
+    probe,
+)
 from spider_worker.pipelines.swe_agent.parts import Endpoint
 from spider_worker.pipelines.swe_agent.silence import Silence
 from spider_worker.swe_tasks.base import Origin, Task
+from spider_worker.workspaces.docker import DockerWorkspace
 from tests.support.boxes import bare_task
 from tests.support.fake_docker import running_engine
 
@@ -153,6 +160,33 @@ def test_an_image_is_here_before_agents_begin(
         asyncio.run(check_image(one))
         asyncio.run(check_image(one))
         assert [call[-1] for call in engine.calls("pull")] == ["the-ref", "the-ref"]
+
+
+def test_an_interpreter_that_does_not_run_in_the_image_is_said_before_agents_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = DockerWorkspace(tmp_path / "boxes")
+
+    def check(python: str) -> None:
+        asyncio.run(check_interpreter(task("image"), workspace, python))
+
+    with running_engine(tmp_path, monkeypatch) as engine:
+        tree = engine.image("the-ref")
+        bare_task(tree)
+        newer = tree.parent / "opt" / "python"
+        newer.parent.mkdir()
+        newer.write_text("#!/bin/sh\necho libc.so.6: version GLIBC_2.99 not found >&2; exit 1\n")
+        newer.chmod(0o755)
+        check(sys.executable)
+        said = r"/opt/python does not run in the image the-ref of one__one.1: .*_2.99 not .* uv's"
+        with pytest.raises(EngineUnavailable, match=said):
+            check("/opt/python")
+        with pytest.raises(EngineUnavailable, match=r"exec failed: .*no such file or directory"):
+            check("/no/such/python")
+        engine.fail("create", "bind source path does not exist: /a")
+        with pytest.raises(FatalJobError, match=r"no container of the-ref .* does not exist: /a"):
+            check(sys.executable)
+        assert not engine.containers()
 
 
 def record(status: str, *roles: str) -> dict[str, Any]:
