@@ -22,7 +22,7 @@ from typing import Any, Final
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
 from spider_worker.agents.episode import Heard, Listener, run_episode
 from spider_worker.agents.hosts import ModelHost
-from spider_worker.agents.interpreter import HELP_IN_IMAGES, QUIET, library
+from spider_worker.agents.interpreter import HELP_IN_IMAGES, INPUTRC, QUIET, library
 from spider_worker.agents.proxy import LlmProxy, Ticket
 from spider_worker.workspaces.base import Box
 from spider_worker.workspaces.docker import TREE, DockerBox
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _LIBRARY: Final = "/run/spider/lib"
 _SOCKETS: Final = "/run/spider/sockets"
-_INPUTRC: Final = "set enable-bracketed-paste off\n"
 _BOOT: Final = (
     "import os, sys; os.makedirs(os.environ['HOME'], exist_ok=True); "
     f"sys.path.insert(0, {_LIBRARY!r}); from spider_agent.__main__ import main; main()"
@@ -41,7 +40,7 @@ _BOOT: Final = (
 _ENVIRONMENT: Final = {
     **QUIET,
     "HOME": "/tmp/.agent-home",  # noqa: S108 - the container's
-    "INPUTRC": f"{_LIBRARY}/inputrc",
+    "INPUTRC": f"{_LIBRARY}/{INPUTRC}",
 }
 #: What images have themselves. Whatever is mounted over one of these, or over what it lies in, or
 #: into it, takes the place of the programs that tests run with.
@@ -71,7 +70,6 @@ def container_mounts(python: str, folder: Path, sockets: Path) -> list[tuple[str
                 f"tests say. {HELP_IN_IMAGES}"
             )
     shown = library(folder / "lib")
-    (shown / "inputrc").write_text(_INPUTRC)
     return [*roots, (str(shown), _LIBRARY), (str(sockets), _SOCKETS)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HELP", "HELP_IN_IMAGES", "QUIET", "agent_python", "ask_model", "library"]
+__all__ = ["HELP", "HELP_IN_IMAGES", "INPUTRC", "QUIET", "agent_python", "ask_model", "library"]
 
 import asyncio
 import importlib.resources
@@ -29,6 +29,9 @@ QUIET: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LOG_LEVEL": "WARNING",
 }
+#: In ``library``'s folder, for the variable of that name. Without tmux the SDK types into a shell,
+#: which would mark what is pasted, in what the model sees.
+INPUTRC: Final = "inputrc"
 _ASK_SECONDS: Final = 180.0
 _ASK: Final = (
     "import sys; sys.path.insert(0, {library!r}); from spider_agent.models import main; main()"
@@ -53,13 +56,14 @@ def agent_python(named: str | None) -> str:
 
 
 def library(folder: Path) -> Path:
-    """``folder`` with ``spider_agent`` in it and nothing else: the agent's interpreter is another
-    than ours, and must not find our packages beside it."""
+    """``folder`` with ``spider_agent`` and ``INPUTRC`` in it and nothing else: the agent's
+    interpreter is another than ours, and must not find our packages beside it."""
     target = folder / "spider_agent"
     target.mkdir(parents=True, exist_ok=True)
     for item in importlib.resources.files("spider_agent").iterdir():
         if item.name.endswith(".py"):
             (target / item.name).write_bytes(item.read_bytes())
+    (folder / INPUTRC).write_text("set enable-bracketed-paste off\n")
     return folder
 
 

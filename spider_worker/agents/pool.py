@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
-from spider_worker.agents.interpreter import HELP, QUIET, library
+from spider_worker.agents.interpreter import HELP, INPUTRC, QUIET, library
 from spider_worker.workspaces.bwrap import (
     HOME,
     bwrap_arguments,
@@ -151,7 +151,7 @@ class AgentPool:
         ours = library(self._folder / "lib")
         shown = str(ours) if self._boxes is None else _LIBRARY
         inside = [self._python, "-I", "-c", _BOOT.format(library=shown), str(descriptor)]
-        env = bwrap_environment(self._shell_python) | QUIET
+        env = bwrap_environment(self._shell_python) | QUIET | {"INPUTRC": f"{shown}/{INPUTRC}"}
         if self._boxes is None:
             home = self._folder / "home"
             home.mkdir(exist_ok=True)

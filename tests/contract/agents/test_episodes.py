@@ -303,6 +303,35 @@ def test_a_lost_pool_is_started_again(stage: Stage) -> None:
     assert stage.play([{"text": "Still here."}]).status == "finished"
 
 
+@pytest.mark.parametrize("confined", [True, False])
+def test_without_tmux_the_model_sees_no_terminals_marks(
+    confined: bool, run: Any, python: str, root: Path, tmp_path: Path
+) -> None:
+    """The SDK then types what it runs into a shell, and shells mark what is typed so fast."""
+    if confined and shutil.which("bwrap") is None:
+        pytest.skip("no bubblewrap (make system installs it)")
+    folder = root / f"env-{tmp_path.name}"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    no_tmux = folder / "bin" / "tmux"
+    no_tmux.write_text("#!/bin/sh\nexit 127\n")
+    no_tmux.chmod(0o755)
+    pool = AgentPool(
+        python,
+        folder=tmp_path,
+        boxes=root / "boxes" if confined else None,
+        shell_python=f"{folder}/bin/python",
+    )
+    run(pool.start())
+    try:
+        heard = Stage(pool, run, root, tmp_path).play([shell("which tmux"), shell("echo two")])
+    finally:
+        run(pool.close())
+    said = observations(heard)
+    assert str(no_tmux) in said[0]
+    assert "two" in said[1].splitlines()
+    assert "\x1b" not in "".join(said)
+
+
 def test_interpreters_under_tmp_are_seen_there(
     run: Any, python: str, root: Path, tmp_path: Path
 ) -> None:
