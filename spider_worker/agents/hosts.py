@@ -5,20 +5,18 @@ from __future__ import annotations
 __all__ = ["ModelHost", "WarmHost"]
 
 import contextlib
-import itertools
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from spider_worker.agents.episode import Heard, Listener, run_episode
-from spider_worker.agents.pids import pids_group
 from spider_worker.agents.pool import AgentPool
 from spider_worker.agents.proxy import LlmProxy, Ticket
 from spider_worker.workspaces.base import Box
 from spider_worker.workspaces.bwrap import HOME, TREE, BwrapBox
+from spider_worker.workspaces.pids import pids_group
 
-_NUMBERS: Final = itertools.count()
 #: Processes and threads of one episode. An agent's own are about thirty.
 PIDS: Final = 1024
 #: Seconds for the model to end an answer that nobody waits for any more, so that it is known what
@@ -99,7 +97,7 @@ class WarmHost(ModelHost):
                 }
             else:
                 state = stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-state-"))
-            cgroup = stack.enter_context(pids_group(f"agent-{next(_NUMBERS)}", PIDS))
+            cgroup = stack.enter_context(pids_group("agent", PIDS))
             proxy = None
             if self._proxy is not None:
                 proxy = self._pool.socket_path(self._proxy.socket.name)

@@ -5,6 +5,8 @@ that it can write to is the tree, an empty home and ``/tmp``, the latter two in 
 the command; what a command leaves running ends with its pid namespace. No engine is needed, and
 root is not either, where the kernel lets users make namespaces.
 
+The processes of a command are bounded where the kernel lets them be counted (``pids``).
+
 What it does NOT protect against: faults of the kernel; use of memory, disk and process ids in sum,
 for which the worker's container or cgroup has to have a limit; with ``network``, everything that
 the host's network reaches.
@@ -38,6 +40,7 @@ from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.base import READ_BYTES, Finished
 from spider_worker.workspaces.interpreter import interpreter_roots
 from spider_worker.workspaces.origin import check_out
+from spider_worker.workspaces.pids import pids_group
 from spider_worker.workspaces.process import run_command
 from spider_worker.workspaces.tree import put_file, read_file, remove_folder
 
@@ -60,6 +63,8 @@ _NAMES: Final[Mapping[str, str]] = {
     "passwd": f"root:x:0:0:root:/root:/bin/bash\nagent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n",
     "group": f"root:x:0:\nagent:x:{_USER}:\n",
 }
+#: Processes and threads of one command, as of a container.
+PIDS: Final = 4096
 _TMP_BYTES: Final = 2 << 30
 _PROBE_SECONDS: Final = 20.0
 _HELP: Final = (
@@ -207,7 +212,7 @@ class BwrapBox:
         network: bool = False,
         stdout: Path | None = None,
     ) -> Finished:
-        with tempfile.TemporaryFile() as status:
+        with tempfile.TemporaryFile() as status, pids_group("command", PIDS) as cgroup:
             number = status.fileno()
             prefix = bwrap_arguments(
                 self.folder,
@@ -227,6 +232,7 @@ class BwrapBox:
                 env=whole,
                 pass_fds=(number,),
                 stdout=stdout,
+                cgroup=cgroup,
             )
             status.seek(0)
             begun = b'"exit-code"' in status.read()

@@ -90,9 +90,11 @@ async def run_command(
     pass_fds: Sequence[int] = (),
     stdout: Path | None = None,
     output_bytes: int = OUTPUT_BYTES,
+    cgroup: Path | None = None,
 ) -> Finished:
     """Run ``command`` with exactly ``env``. ``timeout`` is in seconds. With ``stdout`` its standard
-    output goes to that file, and what is kept is its standard error. When this returns, raises or
+    output goes to that file, and what is kept is its standard error. ``cgroup`` is the
+    ``cgroup.procs`` of a group to run in (``pids_group``). When this returns, raises or
     is cancelled, every process below has ended.
 
     Raises WorkspaceError where the command cannot be started, or nobody can say how it ended.
@@ -122,6 +124,7 @@ async def run_command(
                     watched=watched,
                     report=reported.write,
                     pass_fds=pass_fds,
+                    cgroup=cgroup,
                 )
         except (OSError, ValueError) as error:
             os.close(control)

@@ -38,11 +38,13 @@ class Spawner:
         watched: int,
         report: int,
         pass_fds: Sequence[int] = (),
+        cgroup: Path | None = None,
     ) -> None:
         """Have ``command`` run with exactly ``env``, in ``cwd`` (None: anywhere), on ``streams``
         (input, output, error). It is killed with all that it started when the other end of
         ``watched`` is closed; what became of it is written to ``report``. The descriptors stay the
-        caller's to close; ``pass_fds`` have the same numbers there.
+        caller's to close; ``pass_fds`` have the same numbers there. ``cgroup`` is the
+        ``cgroup.procs`` of a group that is to hold the command and what it starts.
 
         Raises OSError where no process could be started, and ValueError for what no process can
         be given.
@@ -52,6 +54,7 @@ class Spawner:
             "env": dict(env),
             "cwd": None if cwd is None else str(cwd),
             "numbers": list(pass_fds),
+            "cgroup": None if cgroup is None else str(cgroup),
         }
         if any("\0" in text for text in (*command, *env, *env.values())):
             raise ValueError("embedded null byte")

@@ -116,10 +116,13 @@ def _become(
         moved = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, free) for one in (*streams, *more)]
         for one, number in zip(moved, wanted, strict=True):
             os.dup2(one, number, inheritable=True)
+        if request["cgroup"] is not None:
+            what = request["cgroup"]
+            Path(what).write_bytes(b"0")  # this process; its warden, which has to fork, stays out
         if request["cwd"] is not None:
             what = request["cwd"]
             os.chdir(what)
-            what = command[0]
+        what = command[0]
         # Python ignores it, and a program that inherits that writes on into a closed pipe.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execvpe(command[0], command, request["env"])  # noqa: S606

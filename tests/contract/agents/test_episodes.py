@@ -17,8 +17,8 @@ import pytest
 from spider_worker.agents import episode
 from spider_worker.agents.episode import Heard
 from spider_worker.agents.interpreter import QUIET
-from spider_worker.agents.pids import can_bound, pids_group
 from spider_worker.agents.pool import AgentPool
+from spider_worker.workspaces.pids import can_bound, pids_group
 from tests.contract.agents.conftest import PRICE, Stage
 
 

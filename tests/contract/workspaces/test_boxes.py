@@ -14,10 +14,12 @@ import pytest
 
 from spider_sdk.errors import EngineUnavailable, WorkspaceError
 from spider_worker.swe_tasks.base import Origin, Task
+from spider_worker.workspaces import bwrap
 from spider_worker.workspaces.base import Box, Finished
 from spider_worker.workspaces.bwrap import BwrapWorkspace, bwrap_arguments, bwrap_environment
 from spider_worker.workspaces.interpreter import interpreter_roots
 from spider_worker.workspaces.local import LocalWorkspace
+from spider_worker.workspaces.pids import can_bound
 from spider_worker.workspaces.process import Output
 from tests.support.boxes import KINDS, alive, bare_task, workspace
 
@@ -38,6 +40,15 @@ while not os.path.exists("away"):
     time.sleep(0.01)
 if sys.argv[2] == "stay":
     time.sleep(600)
+"""
+
+
+# No more than a host can bear: nothing may hold it back.
+BOMB = """
+import os, time
+for _ in range(400):
+    if os.fork() == 0:
+        time.sleep(600)
 """
 
 
@@ -334,6 +345,22 @@ def test_processes_and_the_network_of_the_host_are_apart(tmp_path: Path) -> None
             connect = ["python", "-c", code.format(port)]
             assert not (await box.run(connect, timeout=60)).ok
             assert (await box.run(connect, timeout=60, network=True)).ok
+
+    in_box("bwrap", tmp_path, use)
+
+
+def test_a_fork_bomb_stays_in_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_bound():
+        pytest.skip("no control group of process numbers may be made here")
+    monkeypatch.setattr(bwrap, "PIDS", 120)
+    marker = uuid.uuid4().hex
+
+    async def use(box: Box) -> None:
+        done = await box.run(["python", "-c", BOMB, marker], timeout=60)
+        assert done.code == 1
+        assert done.text.endswith("Resource temporarily unavailable\n")
+        assert alive(marker) == []
+        assert (await shell(box, "echo over")).text == "over\n"
 
     in_box("bwrap", tmp_path, use)
 

@@ -12,10 +12,13 @@ import contextlib
 import functools
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from spider_sdk.errors import WorkspaceError
 
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _PATIENCE: Final = 5.0
@@ -24,13 +27,18 @@ _PATIENCE: Final = 5.0
 @contextlib.contextmanager
 def pids_group(name: str, limit: int) -> Iterator[Path | None]:
     """The ``cgroup.procs`` of a new group of at most ``limit`` processes and threads; None where
-    there can be none. What is left in it at the end is killed."""
+    there can be none. What is left in it at the end is killed.
+
+    Raises WorkspaceError where there are too many groups already.
+    """
     root = _root()
     if root is None:
         yield None
         return
-    group = root / f"spider-{os.getpid()}-{name}"
-    group.mkdir()
+    try:
+        group = _make(root, name)
+    except OSError as error:
+        raise WorkspaceError(f"no group for processes could be made: {error}") from error
     try:
         (group / "pids.max").write_text(str(limit))
         yield group / "cgroup.procs"
@@ -53,9 +61,8 @@ def _root() -> Path | None:
             root = _MOUNT / "pids" / path.lstrip("/")
         else:
             continue
-        probe = root / f"spider-probe-{os.getpid()}"
         try:
-            probe.mkdir()
+            probe = _make(root, "probe")
         except OSError:
             continue
         counts = (probe / "pids.max").exists()
@@ -63,6 +70,11 @@ def _root() -> Path | None:
         if counts:
             return root
     return None
+
+
+def _make(root: Path, name: str) -> Path:
+    """Named anew each time: a worker that was killed leaves groups, and its process id."""
+    return Path(tempfile.mkdtemp(prefix=f"spider-{os.getpid()}-{name}-", dir=root))
 
 
 def _remove(group: Path) -> None:
