@@ -199,6 +199,10 @@ class UnitContext(JobContext[J_co], Protocol[J_co]):
         """US dollars that this attempt may spend, on top of what earlier ones of its unit did;
         None where the job has no budget."""
 
+    @property
+    def life(self) -> int:
+        """How often the job had been retried when this attempt was claimed."""
+
     def previous(self) -> Sequence[Path]:
         """Journals and shards that earlier attempts of this unit left, oldest first.
         The last line of one may be torn."""

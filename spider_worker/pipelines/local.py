@@ -82,10 +82,10 @@ class LocalStore:
         self._lock = threading.RLock()  # pipelines call from threads too
         self._state: dict[str, Any] = {
             "planned": False, "units": {}, "state": {}, "attempts": 0, "publish_every": 0,
-            "publishes": False, "rows_total": None,
+            "publishes": False, "rows_total": None, "life": 0,
         }  # fmt: skip
         if self._file.is_file():
-            self._state = json.loads(self._file.read_text(encoding="utf-8"))
+            self._state |= json.loads(self._file.read_text(encoding="utf-8"))
 
     @property
     def units(self) -> dict[str, dict[str, Any]]:
@@ -122,6 +122,7 @@ class LocalStore:
 
     def reopen(self) -> None:
         """Have units that lack rows, or hold error rows, run again (``retry``)."""
+        self._state["life"] += 1
         for entry in self.units.values():
             shard = entry["shard"]
             if shard and (not shard["complete"] or shard["counters"].get("rows_error")):
@@ -211,6 +212,10 @@ class LocalContext(Generic[J]):
             inputs=self.inputs, resources=self.resources, job_id=self.job_id, unit=unit,
             parent=self, on_event=self.on_event, grant=self.grant,
         )  # fmt: skip
+
+    @property
+    def life(self) -> int:
+        return int(self.store["life"])
 
     @property
     def unit(self) -> UnitSpec:

@@ -81,6 +81,10 @@ class ClaimContext:
         return self.claim.grant
 
     @property
+    def life(self) -> int:
+        return self.claim.life
+
+    @property
     def cancelled(self) -> bool:
         return self._session.cancelled.is_set()
 

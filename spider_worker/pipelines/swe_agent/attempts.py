@@ -24,7 +24,7 @@ from spider_worker.pipelines.base import UnitContext
 from spider_worker.pipelines.calls import announce
 from spider_worker.pipelines.swe_agent.journal import Journal, Past
 from spider_worker.pipelines.swe_agent.parts import Host, Judging
-from spider_worker.pipelines.swe_agent.spending import Spent, least
+from spider_worker.pipelines.swe_agent.spending import Spent
 from spider_worker.pipelines.swe_agent.transcript import Transcript
 from spider_worker.swe_tasks.base import Task
 from spider_worker.trajectories.record import Record, build, is_done, judged
@@ -88,21 +88,23 @@ class Attempts:
         self._report = report
         self.records: list[dict[str, Any]] = list(past.records)
         self.number = past.attempt
-        self._committed = past.committed
-        self._before = past.records[past.committed - 1]["attempt"] if past.committed else 0
+        self._earlier = past.earlier
+        self._before = past.records[past.earlier - 1]["attempt"] if past.earlier else 0
         self.spent = Spent()
         self._heard = Heard()
-        for record in past.records:
-            self.spent.add_record(record)
+        for number, record in enumerate(past.records):
+            self.spent.add_record(record, this_life=number >= past.earlier)
         if past.unfinished is not None:
             self._close_unfinished(past)
+        if past.life != ctx.life:
+            self._begin_life()
 
     async def run(self) -> None:
         """Attempt it until there is an outcome, the retries or the money are used up or the job is
         cancelled, and have the last attempt judged. ``records`` has one entry an attempt
         afterwards. Raises AuthError where the model's endpoint refuses the key."""
         while not self._settled():
-            if len(self.records) > self._committed:
+            if len(self.records) > self._earlier:
                 await self._tell_of_retry(self.records[-1])
             self.number += 1
             self._journal.begin(self.number)
@@ -126,10 +128,10 @@ class Attempts:
         if not self.records:
             return False
         status = self.records[-1]["status"]
-        if len(self.records) == self._committed or status == "cancelled":
+        if len(self.records) == self._earlier or status == "cancelled":
             return is_done(status)  # a job that is retried tries again whatever did not work out
         # A worker that goes is not the instance's doing; one that always goes with it may be.
-        lost = sum(record["error"] == _LOST for record in self.records[self._committed :])
+        lost = sum(record["error"] == _LOST for record in self.records[self._earlier :])
         made = self.number - self._before - min(lost, _MOST_LOST)
         return status not in RETRIED or made > self._ctx.job.max_retries or self._left() == 0.0
 
@@ -146,12 +148,20 @@ class Attempts:
         self.records.append(record)
         self.spent.settle()
 
+    def _begin_life(self) -> None:
+        """Retries and the instance's cap are each life's of the job, and begin anew."""
+        self._journal.live(self._ctx.life)
+        self._earlier, self._before = len(self.records), self.number
+        self.spent.begin_life()
+
     def _close_unfinished(self, past: Past) -> None:
         """What was under way when the last worker was lost becomes an attempt that failed."""
         assert past.unfinished is not None
         self.spent.now(past.cost, *past.tokens)
         heard = past.unfinished
         heard.status, heard.error = "agent_error", _LOST
+        if past.life == self._ctx.life:
+            self._note_unpaid(heard)
         record = self._record(heard, None)
         self._transcript.replay(record)
         self._keep(record)
@@ -176,6 +186,7 @@ class Attempts:
         heard = self._heard
         if heard.status == "finished" and not (patch or "").strip():
             heard.status = "empty_patch"
+        self._note_unpaid(heard)
         return self._record(heard, patch)
 
     async def _take(self, box: Box) -> str | None:
@@ -262,7 +273,7 @@ class Attempts:
 
     def _left(self) -> float | None:
         """Dollars that another attempt may cost; None: there is no cap."""
-        return self.spent.left_of(least(self._ctx.job.max_budget_per_instance, self._ctx.grant))
+        return self.spent.left(self._ctx.job.max_budget_per_instance, self._ctx.grant)
 
     def _spend(self, ticket: Ticket | None, heard: Heard) -> None:
         if ticket is not None:
@@ -279,13 +290,15 @@ class Attempts:
         )
         self._report(self.spent)
 
-    def _record(self, heard: Heard, patch: str | None) -> dict[str, Any]:
-        task, spent = self._task, self.spent
+    def _note_unpaid(self, heard: Heard) -> None:
+        """What would be tried again has ended where there is nothing to pay that with."""
         cap = self._ctx.job.max_budget_per_instance
-        if heard.status in RETRIED and spent.left_of(cap) == 0.0:
-            # It would be tried again, and there is nothing to pay that with.
+        if heard.status in RETRIED and self.spent.left(cap, None) == 0.0:
             used_up = f"the ${cap:g} for an instance are used up"
             heard.status, heard.error = "max_budget", f"{used_up}; {heard.error}"
+
+    def _record(self, heard: Heard, patch: str | None) -> dict[str, Any]:
+        task, spent = self._task, self.spent
         metrics = {
             **heard.metrics,
             "accumulated_cost": spent.attempt_cost,

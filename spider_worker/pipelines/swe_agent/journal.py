@@ -3,7 +3,8 @@
 A runner may be killed at any moment, and what an agent has done until then is a trajectory, if a
 partial one, and was paid for. Lines are the agent's own (``spider_agent.lines``), between one that
 says which attempt begins and one that holds its record, with a line for each call of the model.
-The record is there before it is judged; the verdict is a line of its own.
+The record is there before it is judged; the verdict is a line of its own. A line says which life of
+the job (see ``UnitContext``) the attempts after it belong to; those before it are of earlier ones.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from spider_worker.trajectories.record import judged
 @dataclasses.dataclass
 class Past:
     """What earlier attempts left. ``records`` are those that ended, of which the first
-    ``committed`` belong to lives of the job before this one; ``unfinished`` is the one that was cut
+    ``committed`` stand in a shard. ``life`` is the job's in which the last were made (None: not
+    known); the first ``earlier`` belong to those before it. ``unfinished`` is the one that was cut
     off with its worker (None: none was). ``attempt`` is the last one's number, ``cost`` and
     ``tokens`` what the unfinished one had spent."""
 
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     committed: int = 0
+    life: int | None = None
+    earlier: int = 0
     unfinished: Heard | None = None
     attempt: int = 0
     cost: float | None = 0.0
@@ -45,9 +49,18 @@ class Journal:
 
     def take_over(self, past: Past) -> None:
         """Hold what earlier journals held; the unfinished attempt is the caller's to end."""
-        for number, record in enumerate(past.records):
-            op = "committed" if number < past.committed else "record"
-            self._write({"op": op, "record": record})
+        lines: list[dict[str, Any]] = [
+            {"op": "committed" if number < past.committed else "record", "record": record}
+            for number, record in enumerate(past.records)
+        ]
+        if past.life is not None:
+            lines.insert(past.earlier, {"op": "life", "life": past.life})
+        for line in lines:
+            self._write(line)
+
+    def live(self, life: int) -> None:
+        """What follows belongs to this life of the job."""
+        self._write({"op": "life", "life": life})
 
     def begin(self, attempt: int) -> None:
         self._write({"op": "attempt", "attempt": attempt})
@@ -92,7 +105,10 @@ def _take(past: Past, line: Mapping[str, Any]) -> None:
         case None | "committed":  # a shard's line is a record
             record = dict(line.get("record", line))
             past.records.append(record)
-            past.committed, past.attempt = len(past.records), record["attempt"]
+            past.committed = past.earlier = len(past.records)
+            past.attempt = record["attempt"]
+        case "life":
+            past.life, past.earlier = line["life"], len(past.records)
         case "attempt":
             past.unfinished, past.attempt = Heard(), line["attempt"]
             past.cost, past.tokens = 0.0, (0, 0)
