@@ -31,10 +31,10 @@ class JobFile:
     is None until the server has answered.
 
     Where the tree held runs of earlier jobs, the job has a part of it alone (``carried``).
-    ``bases`` says for each run how many attempts it had before the job, ``spent`` what they cost
-    in dollars. ``taken`` has the version of each artifact that was fetched. ``complete``: nothing
-    of the job is left to do; ``published`` has the options under which what the tree has was
-    published (None: it was not).
+    ``bases`` says for each run how many attempts it had before the job, ``spent`` what they count
+    with against a cap, in dollars. ``taken`` has the version of each artifact that was fetched.
+    ``complete``: nothing of the job is left to do; ``published`` has the options under which what
+    the tree has was published (None: it was not).
     """
 
     server: str | None

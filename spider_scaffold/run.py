@@ -268,4 +268,4 @@ def _publishing(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _fresh(server: str | None, asked: dict[str, Any], index: Index) -> JobFile:
     job = JobFile(server, new_idempotency_key(), asked, carried=bool(index.latest))
     job.bases = {run_name(key): max(numbers) for key, numbers in index.attempts.items()}
-    return dataclasses.replace(job, spent=index.cost()[0] or 0.0)
+    return dataclasses.replace(job, spent=index.charged)

@@ -53,7 +53,8 @@ COUNTERS: Final = (
 )
 """Names that every pipeline uses for the same thing. A unit reports its own cumulative
 values; the fleet sums them over units into the job's ``metrics``. A row of a SWE job is an
-instance, and its ``cost_usd`` never falls: what an attempt spent is spent. The fleet itself adds
+instance, and its ``cost_usd`` never falls: what an attempt spent is spent. Under a cap on money it
+counts an attempt whose cost is unknown with all that it was allowed. The fleet itself adds
 ``units_skipped``, those that were not begun for lack of budget."""
 
 

@@ -25,7 +25,7 @@ import orjson
 from spider_sdk.errors import UsageError
 from spider_worker.sinks.atomic import atomic_path, sync_folder
 from spider_worker.sinks.jsonl import dump_record
-from spider_worker.trajectories.record import Key, Record
+from spider_worker.trajectories.record import Key, Record, charge_of
 
 _BLOCK: Final = 1 << 16
 
@@ -42,6 +42,7 @@ class Entry:
     done: bool
     resolved: bool | None
     cost: float | None  #: US dollars of this attempt; None where unknown
+    charge: float  #: what it counts with against a cap on money
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Index:
         entries = list(itertools.chain.from_iterable(group.values() for group in groups))
         known = [entry.cost for entry in entries if entry.cost is not None]
         return (sum(known) if known else None), len(entries) - len(known)
+
+    @property
+    def charged(self) -> float:
+        """US dollars that all attempts count with against a cap on money."""
+        return sum(entry.charge for group in self.attempts.values() for entry in group.values())
 
     def load(self, entry: Entry) -> Record:
         """Read one line again."""
@@ -98,6 +104,7 @@ def read_index(path: Path) -> Index:
             record.done,
             record.resolved,
             record.cost,
+            charge_of(record.metrics),
         )
         latest[record.key] = entry
         attempts.setdefault(record.key, {})[record.attempt] = entry

@@ -8,7 +8,17 @@ stay for what they cost.
 
 from __future__ import annotations
 
-__all__ = ["DONE", "STATUSES", "Key", "Record", "build", "cost_of", "is_done", "judged"]
+__all__ = [
+    "DONE",
+    "STATUSES",
+    "Key",
+    "Record",
+    "build",
+    "charge_of",
+    "cost_of",
+    "is_done",
+    "judged",
+]
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -114,8 +124,19 @@ def judged(
 
 def cost_of(metrics: Mapping[str, Any] | None) -> float | None:
     """US dollars, None where unknown."""
-    cost = (metrics or {}).get("accumulated_cost")
-    return float(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else None
+    return _dollars(metrics, "accumulated_cost")
+
+
+def charge_of(metrics: Mapping[str, Any] | None) -> float:
+    """US dollars that an attempt counts with against a cap on money: its cost, and where that is
+    unknown all that it was allowed."""
+    cost = cost_of(metrics)
+    return (_dollars(metrics, "max_budget_per_task") or 0.0) if cost is None else cost
+
+
+def _dollars(metrics: Mapping[str, Any] | None, name: str) -> float | None:
+    value = (metrics or {}).get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,8 @@ class Attempts:
             if len(self.records) > self._earlier:
                 await self._tell_of_retry(self.records[-1])
             self.number += 1
-            self._journal.begin(self.number)
+            self.spent.allowed = self._left()
+            self._journal.begin(self.number, self.spent.allowed)
             self._transcript.begin(self.number)
             record = await self._attempt()
             self._transcript.end(record)
@@ -157,6 +158,7 @@ class Attempts:
     def _close_unfinished(self, past: Past) -> None:
         """What was under way when the last worker was lost becomes an attempt that failed."""
         assert past.unfinished is not None
+        self.spent.allowed = past.allowed
         self.spent.now(past.cost, *past.tokens)
         heard = past.unfinished
         heard.status, heard.error = "agent_error", _LOST
@@ -239,7 +241,7 @@ class Attempts:
     async def _episode(self, box: Box) -> None:
         """``_heard`` is what was heard of it, also where this raises WorkspaceError."""
         job, ctx = self._ctx.job, self._ctx
-        cap = self._left()
+        cap = self.spent.allowed
         calls = _SPARE_CALLS * job.max_iterations
         ticket = self._host.ticket(max_calls=calls, max_cost=cap)
         request = {
@@ -281,7 +283,7 @@ class Attempts:
         else:
             usage = heard.metrics.get("accumulated_token_usage") or {}
             # Nothing at all is also what is counted where nobody knows the price.
-            unpriced = None if self._left() is None else 0.0
+            unpriced = None if self.spent.allowed is None else 0.0
             cost = heard.metrics.get("accumulated_cost") or unpriced
             self.spent.now(cost, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
         self.spent.turns = heard.turns
@@ -302,6 +304,7 @@ class Attempts:
         metrics = {
             **heard.metrics,
             "accumulated_cost": spent.attempt_cost,
+            "max_budget_per_task": spent.allowed,
             "accumulated_token_usage": {
                 **(heard.metrics.get("accumulated_token_usage") or {}),
                 "prompt_tokens": spent.attempt_prompt,

@@ -28,8 +28,8 @@ class Past:
     """What earlier attempts left. ``records`` are those that ended, of which the first
     ``committed`` stand in a shard. ``life`` is the job's in which the last were made (None: not
     known); the first ``earlier`` belong to those before it. ``unfinished`` is the one that was cut
-    off with its worker (None: none was). ``attempt`` is the last one's number, ``cost`` and
-    ``tokens`` what the unfinished one had spent."""
+    off with its worker (None: none was). ``attempt`` is the last one's number, ``allowed`` what the
+    unfinished one might spend (None: no cap), ``cost`` and ``tokens`` what it had spent."""
 
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     committed: int = 0
@@ -37,6 +37,7 @@ class Past:
     earlier: int = 0
     unfinished: Heard | None = None
     attempt: int = 0
+    allowed: float | None = None
     cost: float | None = 0.0
     tokens: tuple[int, int] = (0, 0)
 
@@ -62,8 +63,9 @@ class Journal:
         """What follows belongs to this life of the job."""
         self._write({"op": "life", "life": life})
 
-    def begin(self, attempt: int) -> None:
-        self._write({"op": "attempt", "attempt": attempt})
+    def begin(self, attempt: int, allowed: float | None) -> None:
+        """``allowed``: dollars that it may spend; None: no cap."""
+        self._write({"op": "attempt", "attempt": attempt, "allowed": allowed})
 
     def hear(self, line: Mapping[str, Any]) -> None:
         self._write(line)
@@ -111,7 +113,7 @@ def _take(past: Past, line: Mapping[str, Any]) -> None:
             past.life, past.earlier = line["life"], len(past.records)
         case "attempt":
             past.unfinished, past.attempt = Heard(), line["attempt"]
-            past.cost, past.tokens = 0.0, (0, 0)
+            past.allowed, past.cost, past.tokens = line.get("allowed"), 0.0, (0, 0)
         case "cost":
             past.cost, past.tokens = line["cost"], (line["tokens"][0], line["tokens"][1])
         case "record":

@@ -187,7 +187,7 @@ class SweAgentPipeline:
                 transcript=transcript,
                 turn=self._turn,
                 report=lambda spent: ctx.progress(
-                    _spending(spent),
+                    _spending(ctx, spent),
                     {
                         "instance": task.instance_id,
                         "n": n,
@@ -215,7 +215,7 @@ class SweAgentPipeline:
         shard.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
         last = records[-1] if records else None
         done = last is not None and is_done(last["status"])
-        counters = _spending(attempts.spent)
+        counters = _spending(ctx, attempts.spent)
         if last is not None and last["status"] != "cancelled":
             counters |= {"rows_done": 1, "rows_ok": int(done), "rows_error": int(not done)}
             if last["resolved"] is not None:
@@ -294,13 +294,16 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _spending(spent: Spent) -> Counters:
+def _spending(ctx: UnitCtx, spent: Spent) -> Counters:
     counters: Counters = {
         "prompt_tokens": spent.prompt + spent.attempt_prompt,
         "completion_tokens": spent.completion + spent.attempt_completion,
     }
-    if spent.total is not None:
-        counters["cost_usd"] = spent.total
+    # A cost that is unknown must not leave room for others under a cap.
+    capped = ctx.grant is not None or ctx.job.max_budget_per_instance is not None
+    cost = spent.charge if capped else spent.total
+    if cost is not None:
+        counters["cost_usd"] = cost
     return counters
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,24 @@ class Place:
 class Player:
     """Plays episodes, one after another. ``caps`` are those that their tickets had."""
 
-    def __init__(self, *played: Played, proxied: bool = True) -> None:
+    def __init__(self, *played: Played) -> None:
         self._played = list(played)
-        self._proxied = proxied
         self.caps: list[float | None] = []
 
-    def ticket(self, *, max_calls: int | None, max_cost: float | None) -> Ticket | None:
+    def ticket(self, *, max_calls: int | None, max_cost: float | None) -> Ticket:
         self.caps.append(max_cost)
-        return Ticket("episode", max_calls, max_cost) if self._proxied else None
+        return Ticket("episode", max_calls, max_cost)
 
-    async def run(self, *_: object, ticket: Ticket | None, **options: Any) -> Heard:
+    async def run(self, *_: object, ticket: Ticket, **options: Any) -> Heard:
         status, cost = self._played.pop(0)
         heard = Heard(metrics={"accumulated_cost": cost or 0.0}, turns=1)
-        if ticket is not None:
-            ticket.cost, ticket.answers = cost, 1
-        options["listener"]({"op": "metrics", "turns": 1, "metrics": heard.metrics}, heard)
+        ticket.cost, ticket.answers = cost, 1
+        options["listener"](
+            {"op": "metrics", "turns": heard.turns, "metrics": heard.metrics}, heard
+        )
         if status == LOST:
             raise asyncio.CancelledError
-        heard.status, heard.error = status, f"{status} as played"
+        heard.status, heard.error = status, "as played"
         return heard
 
     async def close(self) -> None: ...
@@ -70,8 +70,8 @@ class World:
 
     def play(self, *played: Played, retry: bool = False, **options: Any) -> Player:
         """Run the job, until its worker is lost where an episode says so."""
-        grant, proxied = options.pop("grant", None), options.pop("proxied", True)
-        player = Player(*played, proxied=proxied)
+        grant = options.pop("grant", None)
+        player = Player(*played)
         job = SweConfig(llm_model="m", dataset="d", workspace="local", **options)
         self.store = LocalStore(self._folder)
         self.ctx = LocalContext(self.store, job, grant=grant)
@@ -90,14 +90,11 @@ class World:
 
     @property
     def charged(self) -> float | None:
-        """Dollars that the fleet last heard of."""
-        ((counters, _),) = self.ctx.reports.values()
-        return counters.get("cost_usd")
-
-    @property
-    def counters(self) -> Mapping[str, float]:
-        (shard,) = self.store.shards()
-        return shard.counters
+        """What the fleet heard of its cost: None where nothing."""
+        told = [counters for counters, _ in self.ctx.reports.values()]
+        told += [shard.counters for shard in self.store.shards() if shard.complete]
+        (cost,) = {counters.get("cost_usd") for counters in told}
+        return cost
 
 
 def parts(player: Player) -> Parts:
@@ -186,3 +183,37 @@ def test_a_grant_is_that_of_its_claim(world: World) -> None:
     world.play(("llm_error", 1.5), (LOST, 0.2), **caps)
     player = world.play(("stuck", 0.1), **caps)
     assert player.caps == [pytest.approx(1.8)]
+
+
+# A cost that nobody knows.
+
+
+def test_an_unknown_cost_is_charged_with_all_that_the_instance_was_allowed(world: World) -> None:
+    world.play(("timeout", None), grant=2.5, max_budget_per_instance=4)
+    assert world.charged == 2.5
+    assert world.records == [("timeout", None)]
+
+
+def test_what_earlier_attempts_cost_is_charged_once(world: World) -> None:
+    player = world.play(("llm_error", 1.0), ("llm_error", None), grant=3, max_retries=5)
+    assert player.caps == [3, 2]
+    assert world.charged == pytest.approx(3)
+    assert [status for status, _ in world.records] == ["llm_error", "llm_error"]
+    # Taken up again, it counts as it did, and what it costs now is added.
+    player = world.play(("stuck", 0.5), retry=True, grant=3)
+    assert player.caps == [3]
+    assert world.charged == pytest.approx(3.5)
+
+
+def test_a_lost_worker_leaves_what_its_attempt_was_allowed(world: World) -> None:
+    world.play((LOST, None), grant=3)
+    assert world.charged == 3
+    player = world.play(("stuck", 0.5), retry=True, grant=2)
+    assert player.caps == [2]
+    assert world.charged == pytest.approx(3.5)
+
+
+def test_without_a_cap_an_unknown_cost_is_unknown(world: World) -> None:
+    world.play(("llm_error", None), ("stuck", 0.5), max_retries=1)
+    assert world.charged is None
+    assert world.records == [("llm_error", None), ("stuck", 0.5)]

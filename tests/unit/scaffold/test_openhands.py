@@ -478,6 +478,19 @@ def test_a_spent_budget_is_told(jobs: Jobs, config: Config, capsys: Capture) -> 
     assert jobs.submitted == []
 
 
+def test_an_unknown_cost_counts_with_all_that_was_allowed(jobs: Jobs, config: Config) -> None:
+    unknown = {"accumulated_cost": None, "max_budget_per_task": 2.0}
+    uncapped = {"accumulated_cost": None}
+    done_tree(
+        attempt("a", "llm_error", cost=0.5, attempt=1),
+        attempt("a", "llm_error", metrics=unknown, attempt=2),
+        attempt("b", "llm_error", metrics=uncapped),
+    )
+    jobs.ends("completed")
+    openhands(config("max_budget_total: 4\n"))
+    assert jobs.submitted[0]["max_budget_total"] == 1.5
+
+
 def test_two_at_once_in_a_tree(jobs: Jobs, config: Config, capsys: Capture) -> None:
     with jobfile.locked(TREE):
         assert openhands(config()) == 2
