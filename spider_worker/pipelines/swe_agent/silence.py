@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from spider_sdk.errors import FatalJobError
 
-#: Ends that say nothing about the model.
-_OTHERS: Final = frozenset({"cancelled", "workspace_error"})
+#: Ends that say nothing about the model's server: others brought them about before it was heard.
+_OTHERS: Final = frozenset({"cancelled", "workspace_error", "agent_error"})
 
 
 class Silence:
-    """Counts, in one runner, instances in a row whose last attempt had no answer of the model."""
+    """Counts, in one runner, instances in a row whose last attempt had no answer of the model,
+    where nothing else was the reason."""
 
     def __init__(self, model: str, *, limit: int = 5) -> None:
         self._model = model
@@ -25,10 +26,10 @@ class Silence:
     def ended(self, record: Mapping[str, Any]) -> None:
         """An instance has ended with this record. Raises FatalJobError at the ``limit``-th in a
         row without an answer."""
-        if record["status"] in _OTHERS:
-            return
         if any(message.get("role") == "assistant" for message in record["messages"]):
             self._row = 0
+            return
+        if record["status"] in _OTHERS:
             return
         self._row += 1
         if self._row >= self._limit:

@@ -200,3 +200,20 @@ def test_a_row_of_instances_without_an_answer_ends_the_job() -> None:
         silence.ended(one)
     with pytest.raises(FatalJobError, match=r"3 instances in a row .* answer of m; .*no route"):
         silence.ended(mute)
+
+
+def test_agents_that_broke_by_themselves_say_nothing_about_the_model() -> None:
+    silence = Silence("m", limit=2)
+    mute, broken = record("llm_error", "user"), record("agent_error", "user")
+    for one in (broken, broken, broken, mute, broken):
+        silence.ended(one)
+    with pytest.raises(FatalJobError, match="2 instances in a row"):
+        silence.ended(mute)
+
+
+@pytest.mark.parametrize("status", ["agent_error", "workspace_error", "cancelled"])
+def test_an_answer_is_one_whatever_broke_after_it(status: str) -> None:
+    silence = Silence("m", limit=2)
+    mute = record("llm_error", "user")
+    for one in (mute, record(status, "user", "assistant"), mute):
+        silence.ended(one)
