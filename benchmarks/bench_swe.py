@@ -145,7 +145,7 @@ def scaling(jobs: Jobs, size: Size) -> list[Figure]:
 
 
 def start(jobs: Jobs, size: Size) -> list[Figure]:
-    """From the request for a process to the shell's answer, one instance after another."""
+    """From the request for a process until the model is asked, one instance after another."""
     rows = jobs.rows(size.starts, lambda _: "talk")
     with spawn_model(jobs.folder, {"talk": [{"text": "It is fine as it is."}]}) as url:
         ran = jobs.run(rows, url, workers=1)

@@ -36,10 +36,10 @@ from tests.support.swe_repos import SweRepo
 @dataclasses.dataclass
 class Instance:
     """One instance: how it ended, and how many seconds each phase took. ``event`` and ``start``
-    count from the request for a process: to the conversation's first event, and to the shell's
-    first answer (``ready``). ``left`` are processes that are alive when the episode is said to
-    have ended, ``hung`` whether the tree has the file ``hung`` then; ``ending`` counts from the
-    job's cancel to that end, where it was cancelled."""
+    count from the request for a process: to the conversation's first event, and until the model
+    is asked (``ready``). ``left`` are processes that are alive when the episode is said to have
+    ended, ``hung`` whether the tree has the file ``hung`` then; ``ending`` counts from the job's
+    cancel to that end, where it was cancelled."""
 
     status: str = ""
     turns: int = 0

@@ -1,8 +1,9 @@
 """The words between an episode and its worker: one JSON object a line, each way.
 
-In, once: a ``Request``. Out, in this order:
+In, once: a ``Request``. Out, of which the first event and the tools may come before ``ready``:
 
-- ``{"op": "ready"}``: the shell answers, the clock of the episode may start;
+- ``{"op": "ready"}``: the model is asked next, while the shell still comes up; the clock of the
+  episode may start;
 - ``{"op": "event", "event": {…}}``: an event of the conversation, as the SDK writes it;
 - ``{"op": "messages", "keep": n, "messages": […]}``: of what the model has seen and said so far,
   the first ``n`` messages are as they were told before, and these follow;
