@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from spider_sdk.config.model import SweConfig
+from spider_sdk.errors import FatalJobError
 from spider_worker.agents.episode import Heard
 from spider_worker.agents.proxy import Ticket
 from spider_worker.pipelines.swe_agent import attempts
@@ -84,9 +85,11 @@ class World:
     @property
     def records(self) -> list[tuple[str, float | None]]:
         """How the attempts ended and what they cost."""
+        return [(one["status"], one["metrics"]["accumulated_cost"]) for one in self.read()]
+
+    def read(self) -> list[dict[str, Any]]:
         text = (self._folder / "artifacts" / "output.jsonl").read_text()
-        found = [json.loads(line) for line in text.splitlines()]
-        return [(one["status"], one["metrics"]["accumulated_cost"]) for one in found]
+        return [json.loads(line) for line in text.splitlines()]
 
     @property
     def charged(self) -> float | None:
@@ -177,6 +180,20 @@ def test_so_it_has_where_the_job_ended_while_the_instance_was_at_work(world: Wor
     ]
 
 
+def test_retries_that_were_used_up_when_the_job_ended_are_there_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def end(*_: object) -> None:
+        raise FatalJobError("another instance ended the job")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SweAgentPipeline, "_outcome", end)
+        with pytest.raises(FatalJobError):
+            world.play(("llm_error", 1.0), max_retries=0)
+    world.play(("stuck", 0.1), retry=True, max_retries=0)
+    assert world.records == [("llm_error", 1.0), ("stuck", 0.1)]
+
+
 def test_a_grant_is_that_of_its_claim(world: World) -> None:
     """The fleet has counted what earlier claims spent."""
     caps = {"grant": 2, "max_retries": 1}
@@ -192,6 +209,8 @@ def test_an_unknown_cost_is_charged_with_all_that_the_instance_was_allowed(world
     world.play(("timeout", None), grant=2.5, max_budget_per_instance=4)
     assert world.charged == 2.5
     assert world.records == [("timeout", None)]
+    (record,) = world.read()
+    assert record["metrics"]["max_budget_per_task"] == 2.5
 
 
 def test_what_earlier_attempts_cost_is_charged_once(world: World) -> None:
