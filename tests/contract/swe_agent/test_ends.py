@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_nothing_is_begun_that_cannot_be_paid(job: Job) -> None:
     assert statuses(records) == ["llm_error", "max_budget"]
     assert re.search(r"\$0.44 for an instance are used up; .*scripted", records[1]["error"])
     assert job.result.counters()["rows_ok"] == 1, "another run would end the same way"
+
+
+def test_a_call_that_is_broken_off_takes_all_that_is_left_of_a_cap(job: Job) -> None:
+    job.parts = {job.repos[0].folder.name: [shell("echo first"), {"hang": True}]}
+    job.break_off(2, cancel=True, max_budget_per_instance=4.0)
+    (shard,) = job.store.shards()
+    (record,) = [json.loads(line) for line in shard.path.read_text().splitlines()]
+    assert (record["status"], record["metrics"]["accumulated_cost"]) == ("cancelled", None)
+    assert shard.counters["cost_usd"] == 4.0
 
 
 def test_a_wrong_request_is_not_sent_again_in_the_same_job(job: Job) -> None:
