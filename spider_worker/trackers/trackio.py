@@ -81,6 +81,8 @@ class TrackioBackend:
                 return Closing()
             unsent = f"{self._where} did not take everything"
         path = SQLiteStorage.get_project_db_path(spec.project)
+        if not path.exists():  # nothing was logged
+            return Closing(unsent=unsent)
         hint = f"put it into trackio's folder and run: trackio show --project {spec.project!r}"
         return Closing({f"trackio/{path.name}": str(path)}, hint, unsent)
 

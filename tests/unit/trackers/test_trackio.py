@@ -80,6 +80,14 @@ def test_a_run_is_a_database_with_all_of_it(tmp_path: Path) -> None:
     assert "trackio show --project 'my sums'" in ctx.events[1][2]
 
 
+def test_a_run_without_a_point_is_no_file(tmp_path: Path) -> None:
+    ctx = tracked(tmp_path, {})
+    tracker = make(ctx)
+    tracker.start(write_metrics(tmp_path / "metrics.jsonl", ()))
+    assert tracker.finish("cancelled") == {}
+    assert ctx.codes == ["tracker.started"]
+
+
 def test_a_project_that_trackio_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(FatalJobError, match=r"wandb_project.*reserved"):
         make(tracked(tmp_path, {}, "sums_configs")).check()
