@@ -140,6 +140,7 @@ class OnPolicyPipeline:
         )
         status: str | None = "failed"
         training: Training | None = None
+        kept: Mapping[str, Path] = {}
         try:
             if tracker is not None:
                 await asyncio.to_thread(tracker.start, journal.path)
@@ -149,7 +150,6 @@ class OnPolicyPipeline:
             progress = await training.execute()
             status = progress.ended or status
             await bench.stream.close()
-            kept: Mapping[str, Path] = {}
             if tracker is not None:
                 kept = await asyncio.to_thread(tracker.finish, status)
             return await self._outcome(ctx, trainer, journal, progress, kept)
@@ -165,7 +165,9 @@ class OnPolicyPipeline:
             # The boundary at which whatever ends a run leaves the figures that lead up to it.
             if training is None:  # which would have kept the step that there is
                 await self._leave_adapter(checkpoints, progress, error)
-            await self._leave_figures(ctx, checkpoints, journal, error)
+            if tracker is not None:
+                kept = {**kept, **await asyncio.to_thread(tracker.finish, status)}
+            await self._leave_figures(ctx, checkpoints, journal, kept, error)
             raise
         finally:
             journal.close()
@@ -296,17 +298,23 @@ class OnPolicyPipeline:
             why.add_note(f"and the adapter of step {progress.step} could not be saved: {error}")
 
     async def _leave_figures(
-        self, ctx: UnitContext, checkpoints: Checkpoints, journal: MetricsJournal, why: Exception
+        self,
+        ctx: UnitContext,
+        checkpoints: Checkpoints,
+        journal: MetricsJournal,
+        kept: Mapping[str, Path],
+        why: Exception,
     ) -> None:
-        """Metrics and curves as artifacts, where an error ends the attempt. What then keeps them
-        from being saved must not hide that error: it becomes a note on it."""
-        if not journal.last:
-            return
+        """Metrics, curves and what the tracker kept as artifacts, where an error ends the attempt.
+        What then keeps them from being saved must not hide that error: it becomes a note on it."""
+        files = dict(kept)
         try:
-            metrics = ctx.scratch / "metrics.jsonl"
-            await asyncio.to_thread(metrics.write_bytes, journal.path.read_bytes())
-            curves = await self._curves(ctx, metrics)
-            await checkpoints.keep(figure_files(metrics, curves))
+            if journal.last:
+                metrics = ctx.scratch / "metrics.jsonl"
+                await asyncio.to_thread(metrics.write_bytes, journal.path.read_bytes())
+                files |= figure_files(metrics, await self._curves(ctx, metrics))
+            if files:
+                await checkpoints.keep(files)
         except (OSError, SpiderError) as error:
             why.add_note(f"and its figures could not be saved: {error}")
 

@@ -3,7 +3,6 @@ interrupted one ends where an unbroken one does."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import json
@@ -608,37 +607,6 @@ def test_the_runs_seed_shuffles_the_data(tmp_path: Path, models: Models) -> None
     assert first == again
     assert sorted(first) == sorted(other)
     assert first != other
-
-
-class Tracker:
-    """Remembers how it ended."""
-
-    def __init__(self) -> None:
-        self.ended: list[str | None] = []
-
-    def check(self) -> None: ...
-
-    def start(self, metrics: Path) -> None: ...
-
-    def log(self, step: int, metrics: Mapping[str, float], *, late: bool = False) -> None: ...
-
-    def finish(self, status: str | None) -> Mapping[str, Path]:
-        self.ended.append(status)
-        return {}
-
-
-def test_an_attempt_that_is_taken_back_leaves_its_tracker_to_the_next(
-    tmp_path: Path, models: Models
-) -> None:
-    tracker = Tracker()
-    changes = {
-        "tracker": lambda _: lambda ctx, step: tracker,
-        "trainer": after(1, asyncio.CancelledError(), "optim_step"),
-    }
-    run = Run(tmp_path, models, changes=changes)
-    with pytest.raises(asyncio.CancelledError):
-        run.go()
-    assert tracker.ended == [None]
 
 
 def test_options_that_find_little_to_do_are_warned_of(tmp_path: Path, models: Models) -> None:
