@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -212,3 +213,21 @@ def test_one_teacher_below_the_floor_ends_the_run_however_few_its_rows() -> None
         require_coverage(batch, 0.6, "ours", teachers)
     figures = batch_figures(batch, {"good": 1.0, "bad": 1.0})
     assert (figures["coverage/good"], figures["coverage/bad"]) == (1.0, 0.5)
+
+
+def test_a_record_tells_of_stop_tokens_of_the_longest_span_and_of_what_was_dropped() -> None:
+    batch = make(Sampler((7, 8, 9), (7, 8), (7,)), Judge([1.0, -2.0, 0.0]), prompt(2))
+
+    def judged(stop_kl: float | None, longest: int, **dropped: int) -> Judgement:
+        verdict = Verdict("teacher", 1.0, 1, stop_kl, longest, 0, dropped)
+        return Judgement(np.zeros(1), None, [verdict])
+
+    some = [judged(0.5, 2, lost=1), judged(None, 5), judged(1.5, 1, lost=2, unknown=4)]
+    figures = batch_figures(dataclasses.replace(batch, judgements=some), {"teacher": 1.0})
+    assert (figures["stop_kl"], figures["longest_span"]) == (1.0, 5)
+    dropped = {name: value for name, value in figures.items() if name.startswith("dropped/")}
+    assert dropped == {"dropped/lost": 3, "dropped/unknown": 4}
+    none = [judged(None, 1)] * 3
+    figures = batch_figures(dataclasses.replace(batch, judgements=none), {"teacher": 1.0})
+    assert "stop_kl" not in figures
+    assert not any(name.startswith("dropped/") for name in figures)
