@@ -98,7 +98,7 @@ def _hash(task: Task) -> int:
     try:
         return hash(orjson.dumps(task, option=orjson.OPT_SORT_KEYS))
     except orjson.JSONEncodeError:  # numbers past 64 bits and halves of characters: slower
-        return hash(json.dumps(dataclasses.asdict(task), sort_keys=True))
+        return hash(json.dumps(dataclasses.asdict(task), sort_keys=True, default=repr))
 
 
 def _place(seed: int, instance_id: str) -> bytes:
