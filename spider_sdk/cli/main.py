@@ -42,7 +42,7 @@ COMMANDS = {
 
 PLUGINS = {
     "up": "Start a fleet on this machine until Ctrl-C.",
-    "demo": "Run a real job on an embedded fleet and show it.",
+    "demo": "Run two real jobs on an embedded fleet and show them.",
     "keys": "Create, list and revoke API keys.",
     "rebuild": "Put back the jobs that a lost Redis knew.",
     "preview": "Render prompts and generate a few rows locally.",

@@ -40,7 +40,8 @@ set_option = click.option(
     "sets",
     multiple=True,
     metavar="PATH=VALUE",
-    help="Replace a value of the config, e.g. job.generation.parameters.temperature=0.2.",
+    help="Replace a value of the config, e.g. job.generation.parameters.temperature=0.2, or "
+    "temperature=0.2 in the config of a SWE job.",
 )
 
 
