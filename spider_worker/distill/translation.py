@@ -3,7 +3,8 @@
 The completion is cut into segments: text, structure (thinking and tool delimiters), the stop. Text
 goes over byte by byte; structure and the stop go over as what they mean, and no special token is
 spelt out: a student whose ``<|im_end|>`` is scored as eleven letters is punished for stopping. A
-segment that cannot be mapped is left out alone, with a reason, and moves nothing that comes after it.
+segment that cannot be mapped is left out alone, with a reason, and moves nothing that comes after
+it.
 """
 
 from __future__ import annotations
