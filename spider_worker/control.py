@@ -34,7 +34,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spider_sdk.config.secrets import PLAIN
+from spider_sdk.config.secrets import without_plain
 
 Message = dict[str, Any]
 
@@ -67,8 +67,7 @@ def redact(text: str, secrets: Mapping[str, str]) -> str:
     """``text`` with every secret value replaced by its name (but not that of a plain setting)."""
     found = {
         part: name
-        for name, value in secrets.items()
-        if name not in PLAIN
+        for name, value in without_plain(secrets).items()
         for part in (value, *value.splitlines())  # logs come line by line, keys in many
         if len(part) >= MIN_SECRET
     }

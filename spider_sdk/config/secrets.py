@@ -8,11 +8,11 @@ holds a key in clear, the key moves to ``env`` and the document keeps the variab
 from __future__ import annotations
 
 __all__ = [
-    "PLAIN",
     "lift_secrets",
     "optional_secrets",
     "required_secrets",
     "strip_secrets",
+    "without_plain",
 ]
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ from spider_sdk.config.positions import Path, dotted
 from spider_sdk.config.services import BASE_URL, student_service, teacher_service, usual_key
 from spider_sdk.errors import ConfigError, Problem
 
-PLAIN: Final = PLAIN_VARIABLES | frozenset(
+_PLAIN: Final = PLAIN_VARIABLES | frozenset(
     {"TRACKIO_SPACE_ID", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"}
 )
 """Variables that travel with the secrets and hide nothing: to blank out every ``offline`` in what
@@ -48,6 +48,11 @@ _HUB: Final = "HF_TOKEN"
 _TOKEN_OPTION: Final[Path] = ("source", "options", "token")
 _CODE: Final = ("pre_processor", "post_processor", "evaluator", "tools")
 _OPTIONS: Final[Path] = ("generation", "on_policy_options")
+
+
+def without_plain(secrets: Mapping[str, str]) -> dict[str, str]:
+    """Those of a job's secrets that hide something."""
+    return {name: value for name, value in secrets.items() if name not in _PLAIN}
 
 
 def required_secrets(job: Job) -> tuple[str, ...]:

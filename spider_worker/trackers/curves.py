@@ -133,14 +133,8 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
     yield Panel("Norm of the gradient", "L2", line("grad_norm", "gradient"), (0, None))
     phases = [
         one
-        for name in (
-            "seconds/sample",
-            "seconds/score",
-            "seconds/train",
-            "seconds/eval",
-            "seconds/save",
-        )
-        for one in line(name, name.removeprefix("seconds/"))
+        for name in ("sample", "score", "train", "eval", "save")
+        for one in line(f"seconds/{name}", name)
     ]
     yield Panel("Time in each phase of a step", "seconds", phases, logarithmic=True)
 

@@ -40,7 +40,7 @@ from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.base import READ_BYTES, Finished
 from spider_worker.workspaces.interpreter import interpreter_roots
 from spider_worker.workspaces.origin import check_out
-from spider_worker.workspaces.pids import pids_group
+from spider_worker.workspaces.pids import PIDS, pids_group
 from spider_worker.workspaces.process import run_command
 from spider_worker.workspaces.tree import put_file, read_file, remove_folder
 
@@ -63,8 +63,6 @@ _NAMES: Final[Mapping[str, str]] = {
     "passwd": f"root:x:0:0:root:/root:/bin/bash\nagent:x:{_USER}:{_USER}::{HOME}:/bin/bash\n",
     "group": f"root:x:0:\nagent:x:{_USER}:\n",
 }
-#: Processes and threads of one command, as of a container.
-PIDS: Final = 4096
 _TMP_BYTES: Final = 2 << 30
 _PROBE_SECONDS: Final = 20.0
 _HELP: Final = (

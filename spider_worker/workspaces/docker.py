@@ -27,6 +27,7 @@ from spider_sdk.errors import EngineUnavailable, WorkspaceError
 from spider_worker.swe_tasks.base import Task
 from spider_worker.workspaces.base import READ_BYTES, Finished
 from spider_worker.workspaces.docker_client import docker
+from spider_worker.workspaces.pids import PIDS
 from spider_worker.workspaces.tree import remove_folder
 
 TREE: Final = "/testbed"
@@ -167,7 +168,7 @@ class DockerWorkspace:
         *,
         owner: str = "spider",
         network: bool = False,
-        processes: int = 4096,
+        processes: int = PIDS,
         memory_mb: int | None = None,
         mounts: Sequence[tuple[str, str]] = (),
         pull_timeout: float = 3600.0,

@@ -6,7 +6,7 @@ control groups are known; where neither may be written to there is no bound but 
 
 from __future__ import annotations
 
-__all__ = ["can_bound", "pids_group"]
+__all__ = ["PIDS", "can_bound", "pids_group"]
 
 import contextlib
 import functools
@@ -20,6 +20,8 @@ from typing import Final
 
 from spider_sdk.errors import WorkspaceError
 
+#: Processes and threads of what an agent or a task runs in a container, or in a command.
+PIDS: Final = 4096
 _MOUNT: Final = Path("/sys/fs/cgroup")
 _PATIENCE: Final = 5.0
 

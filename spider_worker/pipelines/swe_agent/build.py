@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spider_sdk.config.model import SourceConfig, SweConfig
-from spider_sdk.config.secrets import PLAIN
+from spider_sdk.config.secrets import without_plain
 from spider_sdk.errors import AuthError, FatalJobError, NotSupported
 from spider_sdk.remotes import is_remote
 from spider_sdk.swe_inputs import REFERENCE
@@ -284,7 +284,7 @@ def _push(ctx: Ctx, output: Path) -> Pushed:
         config_name=job.hf_config_name,
         push_filter=job.push_filter,
         messages_format=job.messages_format,
-        secrets=[value for name, value in ctx.secrets.items() if name not in PLAIN],
+        secrets=without_plain(ctx.secrets).values(),
         work_dir=ctx.scratch,
     )
 

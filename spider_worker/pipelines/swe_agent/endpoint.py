@@ -74,16 +74,17 @@ async def find_endpoint(settings: WorkerSettings, ctx: Ctx) -> Endpoint:
             "server that speaks OpenAI's protocol"
         )
     _check_served(provider, job.llm_model)
-    if named not in PROVIDER_VARIABLES:
-        endpoint = _of_provider(ctx, provider, found)
-    elif provider == named or (named, provider) in _LEFT_TO:
-        endpoint = _by_variables(ctx, named, found)
-    else:
-        # The key of one would go to the other.
-        raise NotSupported(
-            f"llm_model: LiteLLM takes {job.llm_model} for a model of provider {provider}; write a "
-            "name that it knows of, or give llm_base_url for a server that speaks OpenAI's protocol"
-        )
+    if named in PROVIDER_VARIABLES:
+        if provider != named and (named, provider) not in _LEFT_TO:
+            # The key of one would go to the other.
+            raise NotSupported(
+                f"llm_model: LiteLLM takes {job.llm_model} for a model of provider {provider}; "
+                "write a name that it knows of, or give llm_base_url for a server that speaks "
+                "OpenAI's protocol"
+            )
+        provider = named
+    way = _by_variables if provider in PROVIDER_VARIABLES else _by_key
+    endpoint = way(ctx, provider, found)
     return _capped(job, _versioned(endpoint, found))
 
 
@@ -100,11 +101,9 @@ def _by_variables(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint
     return Endpoint(job.llm_model, None, None, False, _prices(job, found), variables=variables)
 
 
-def _of_provider(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
-    """Where LiteLLM's ``provider`` answers."""
+def _by_key(ctx: Ctx, provider: str, found: Mapping[str, Any]) -> Endpoint:
+    """Where a provider answers that one key opens, or none."""
     job = ctx.job
-    if provider in PROVIDER_VARIABLES:
-        return _by_variables(ctx, provider, found)
     if provider in PROVIDER_KEYS:
         key = _key(ctx, PROVIDER_KEYS[provider], where=f"provider {provider}")
     elif job.llm_api_key_env is not None or provider in KEYLESS:

@@ -152,15 +152,14 @@ def without_end(name: str) -> object:
 # -- structure --------------------------------------------------------------------
 
 
+def marked(begin: str, text: str, end: str) -> list[int]:
+    ours = vocabulary("byte-level")
+    return [token("byte-level", begin), *ours.encode(text), token("byte-level", end)]
+
+
 def test_a_call_of_a_tool_begins_in_the_teachers_own_way_and_ends_without_a_mark() -> None:
-    ours, theirs = vocabulary("byte-level"), vocabulary("metaspace")
-    call = '{"name": "add"}'
-    ids = [
-        token("byte-level", "<tool_call>"),
-        *ours.encode(call),
-        token("byte-level", "</tool_call>"),
-    ]
-    found = translate("byte-level", "metaspace", ids)
+    theirs, call = vocabulary("metaspace"), '{"name": "add"}'
+    found = translate("byte-level", "metaspace", marked("<tool_call>", call, "</tool_call>"))
     shown = found.teacher_tokens.tolist()
     assert shown[0] == token("metaspace", "[TOOL_CALLS]")
     assert theirs.bytes_of(shown[1:]).decode().strip() == call
@@ -168,13 +167,8 @@ def test_a_call_of_a_tool_begins_in_the_teachers_own_way_and_ends_without_a_mark
 
 
 def test_thinking_is_marked_in_the_teachers_own_way() -> None:
-    ours = vocabulary("byte-level")
-    ids = [
-        token("byte-level", "<think>"),
-        *ours.encode("12 and 30"),
-        token("byte-level", "</think>"),
-        *ours.encode("42"),
-    ]
+    answer = vocabulary("byte-level").encode("42")
+    ids = [*marked("<think>", "12 and 30", "</think>"), *answer]
     found = translate("byte-level", "metaspace", ids)
     theirs = found.teacher_tokens.tolist()
     assert theirs[0] == token("metaspace", "[THINK]")
@@ -186,12 +180,7 @@ def test_thinking_is_marked_in_the_teachers_own_way() -> None:
 
 
 def test_delimiters_of_one_name_are_mapped() -> None:
-    ours = vocabulary("byte-level")
-    ids = [
-        token("byte-level", "<tool_call>"),
-        *ours.encode("{}"),
-        token("byte-level", "</tool_call>"),
-    ]
+    ids = marked("<tool_call>", "{}", "</tool_call>")
     same = translate("byte-level", "byte-level nfc", ids)
     assert same.teacher_tokens[0] == token("byte-level nfc", "<tool_call>")
     assert same.teacher_tokens[-1] == token("byte-level nfc", "</tool_call>")
