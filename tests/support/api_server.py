@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 
 from spider_worker.settings import FleetSettings
 
 _LISTENING = re.compile(r"Listening at: (http://127\.0\.0\.1:\d+)")
+_LOADED = 60  #: seconds that the first answer may take, on a machine with much else to do
 
 
 class ApiServer:
@@ -44,8 +46,11 @@ class ApiServer:
         while time.monotonic() < deadline:
             found = _LISTENING.search(self.log.read_text())
             if found:
-                # Connections queue up at the socket until the worker has loaded the app.
                 self.base_url = found.group(1)
+                # The first request waits until the worker has loaded the app. It is this one, for
+                # a test's own client has less patience.
+                with urllib.request.urlopen(f"{self.base_url}/healthz", timeout=_LOADED) as answer:
+                    assert answer.status == 200
                 return
             if self.process.poll() is not None:
                 break
