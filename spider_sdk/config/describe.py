@@ -34,6 +34,8 @@ _SAID: Final = {
     "generation.on_policy": "Train model.name as a student instead of generating rows with it.",
     "generation.on_policy_options.teacher": "What scores the student's samples: a model's name, a "
     "mapping, or a list of them.",
+    "generation.on_policy_options.lr_schedule": "linear lowers learning_rate to 0 "
+    "by the run's end.",
     "generation.on_policy_options.save_every": "Batches between checkpoints; 0: at the end only.",
     "generation.on_policy_options.eval_every": "Batches between evaluations; 0: before and after "
     "the run only.",

@@ -150,6 +150,7 @@ class OnPolicyOptions:
     api_key: str | None = None
     api_key_env: str | None = None
     learning_rate: float = 1e-4
+    lr_schedule: str = "constant"  #: ``constant``, or ``linear``: down to 0 at the run's end
     groups_per_batch: int = 32
     group_size: int = 4
     max_tokens: int = 1024

@@ -213,6 +213,7 @@ class OnPolicySchema(_JobSection):
     api_key = Text()
     api_key_env = VariableName()
     learning_rate = Number(above=0)
+    lr_schedule = Choice(("constant", "linear"))
     groups_per_batch = Whole(least=1)
     group_size = Whole(least=1)
     max_tokens = Whole(least=1)

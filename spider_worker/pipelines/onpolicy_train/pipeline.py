@@ -48,6 +48,7 @@ from spider_worker.pipelines.onpolicy_train.journal import MetricsJournal
 from spider_worker.pipelines.onpolicy_train.parts import ModelText, Parts, RunTracker
 from spider_worker.pipelines.onpolicy_train.prompts import PromptStream, held_out_rows
 from spider_worker.pipelines.onpolicy_train.sampling import bias_of, sample_params
+from spider_worker.pipelines.onpolicy_train.schedule import LearningRate
 from spider_worker.pipelines.onpolicy_train.supervision import Seat, Supervision, choose_signals
 from spider_worker.pipelines.onpolicy_train.training import Training, Workbench
 from spider_worker.pipelines.rows.prompts import Preparer
@@ -96,6 +97,9 @@ class OnPolicyPipeline:
         if rows == 0:
             raise FatalJobError(f"source {job.source.dataset!r} selects no rows")
         held_out = held_out_rows(rows, options.eval_examples, most=job.source.max_examples)
+        trained = None if rows is None else (rows - len(held_out)) * options.epochs
+        steps = None if trained is None else math.ceil(trained / options.groups_per_batch)
+        LearningRate.of(options, steps)  # refused before anything is loaded
         await self._sandbox(ctx, job.pre_processor, "pre_processor")
         await self._sandbox(ctx, job.evaluator, "evaluator")
         if job.output.mode == "upload_hf":
@@ -109,8 +113,6 @@ class OnPolicyPipeline:
             await announce(ctx, "train.seed", said, {"seed": seed})
         trainer = await self._trainer(ctx, seed)
         await self._warn_of_idle(ctx, await self._seats(ctx, trainer, test=True))
-        trained = None if rows is None else (rows - len(held_out)) * options.epochs
-        steps = None if trained is None else math.ceil(trained / options.groups_per_batch)
         spec = {"rows": rows, "held_out": list(held_out), "seed": seed, "steps": steps}
         return Plan(units=[UnitSpec(UNIT, 0, spec)])
 
@@ -263,6 +265,7 @@ class OnPolicyPipeline:
             teachers=weights,
             signals={seat.config.name: seat.signal for seat in seats},
             tokenizers={seat.config.name: seat.text.vocabulary.name for seat in seats},
+            learning_rate=LearningRate.of(options, spec["steps"]),
             steps_total=spec["steps"],
         )
 

@@ -33,6 +33,7 @@ from spider_worker.pipelines.onpolicy_train.journal import MetricsJournal
 from spider_worker.pipelines.onpolicy_train.parts import RunTracker
 from spider_worker.pipelines.onpolicy_train.prompts import Prompt, PromptStream
 from spider_worker.pipelines.onpolicy_train.record import batch_figures, numbers, require_coverage
+from spider_worker.pipelines.onpolicy_train.schedule import LearningRate
 from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
 
 #: Batches at the start of a run that may be sampled and not scored before it is given up.
@@ -56,6 +57,7 @@ class Workbench:
     tracker: RunTracker | None
     announcer: Announcer
     options: OnPolicyOptions
+    learning_rate: LearningRate
     teachers: Mapping[str, float]
     signals: Mapping[str, str]
     tokenizers: Mapping[str, str]
@@ -199,7 +201,6 @@ class Training:
             "epoch": prompts[-1].epoch,
             **batch_figures(batch, bench.teachers),
             **figures,
-            "learning_rate": self._options.learning_rate,
             "tokens_total": progress.tokens,
             "seconds/sample": refreshed - began + batch.seconds_sample,
             "seconds/score": batch.seconds_score,
@@ -267,21 +268,36 @@ class Training:
         number, before the weights see it, and Diverged where it is the weights that make it so."""
         trainer, options = self._bench.trainer, self._options
         loss = Loss(options.loss_fn)
-        adam = AdamParams(options.learning_rate)
         total, tokens = 0.0, 0
         measured: dict[str, float] = {}
-        for chunk in _substeps(batch.data, options.num_substeps):
+        chunks = _substeps(batch.data, options.num_substeps)
+        rates = self._rates(batch.tokens, len(chunks))
+        for chunk, rate in zip(chunks, rates, strict=True):
             result = await trainer.forward_backward(chunk, loss)
             if not math.isfinite(result.loss):
                 said = f"the loss of step {self._progress.step + 1} is {result.loss}"
                 if not _finite(chunk, result.logprobs):
                     raise Diverged(f"{said}, and the weights before it give no numbers. {_CURE}")
                 raise FatalJobError(f"{said}; the weights before it are kept. {_CURE}")
-            measured = {**result.metrics, **await trainer.optim_step(adam)}
+            measured = {**result.metrics, **await trainer.optim_step(AdamParams(rate))}
             self._between = True
             total += result.loss
             tokens += sum(int(datum.mask.sum()) for datum in chunk)
-        return {**measured, "loss": total, "loss_per_token": total / max(tokens, 1)}
+        return {
+            **measured,
+            "loss": total,
+            "loss_per_token": total / max(tokens, 1),
+            "learning_rate": rates[0],
+        }
+
+    def _rates(self, tokens: int, parts: int) -> list[float]:
+        """The learning rates of the next batch, which is cut into ``parts`` and has ``tokens``."""
+        progress = self._progress
+        batches = progress.step + progress.batches_skipped
+        return [
+            self._bench.learning_rate.at(batches + done, progress.tokens + done * tokens)
+            for done in (part / parts for part in range(parts))
+        ]
 
     async def _evaluates(self, step: int) -> bool:
         if not self._bench.evaluation.possible:

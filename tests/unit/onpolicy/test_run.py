@@ -33,11 +33,13 @@ from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints
 from spider_worker.pipelines.onpolicy_train.evaluation import Evaluation
 from spider_worker.pipelines.onpolicy_train.supervision import Judgement, Rollout, Supervision
 from spider_worker.settings import WorkerSettings
+from spider_worker.testing import InMemorySource
 from spider_worker.tinker_service.errors import Gone
 from spider_worker.trainers.base import AdamParams, ForwardBackward
 from tests.support.distil import Models, Run, training_job
 
 SAMPLED = {"signal": "sampled"}
+ROW = {"question": "count 1 and 4", "kind": "odd"}
 DEMO = Path(__file__).parents[3] / "config" / "demo"
 
 
@@ -128,7 +130,9 @@ def test_what_a_run_leaves(tmp_path: Path, models: Models) -> None:
 
 
 def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, models: Models) -> None:
-    options = {"num_substeps": 2, "save_every": 2, "epochs": 2, **teacher(models, **SAMPLED)}
+    # The learning rate, too, has to go on from where it was.
+    linear = {"lr_schedule": "linear", "epochs": 2}
+    options = {"num_substeps": 2, "save_every": 2, **linear, **teacher(models, **SAMPLED)}
     whole = Run(tmp_path / "whole", models, options=options)
     whole.go()
     broken = Run(tmp_path / "broken", models, options=options)
@@ -147,6 +151,54 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path, models: Mode
     for name, values in theirs.items():
         assert (mine[name] == values).all(), name
     assert result.records()[-1]["step"] == 12
+
+
+def rates(run: Run) -> list[float]:
+    """What the optimiser steps of a run are taken with."""
+    taken: list[float] = []
+
+    async def note(_: int, real: Call, adam: AdamParams) -> Any:
+        taken.append(adam.learning_rate)
+        return await real(adam)
+
+    run._changes["trainer"] = counted("optim_step", note)
+    run.go()
+    return taken
+
+
+def test_the_learning_rate_falls_to_nothing_by_the_end_of_the_data(
+    tmp_path: Path, models: Models
+) -> None:
+    options = {"lr_schedule": "linear", "num_substeps": 2, **teacher(models, **SAMPLED)}
+    run = Run(tmp_path, models, options=options)
+    assert rates(run) == pytest.approx([1e-2 * (1 - part / 12) for part in range(12)])
+    told = [record["learning_rate"] for record in run.metrics()[1:]]
+    assert told == pytest.approx([1e-2 * (1 - step / 6) for step in range(6)])
+
+
+def test_or_by_the_end_of_the_token_budget(tmp_path: Path, models: Models) -> None:
+    budget = {"token_budget": 100, "num_substeps": 2}
+    options = {"lr_schedule": "linear", **budget, **teacher(models, **SAMPLED)}
+    run = Run(tmp_path, models, options=options)
+    run._changes["source"] = lambda make: lambda ctx, seed: InMemorySource([ROW] * 26, stream=True)
+    taken = rates(run)
+    before = 0
+    for record, first, second in zip(run.metrics()[1:], taken[::2], taken[1::2], strict=True):
+        assert first == pytest.approx(1e-2 * (1 - before / 100))
+        halfway = (before + record["tokens_total"]) / 2
+        assert second == pytest.approx(max(0, 1e-2 * (1 - halfway / 100)))
+        before = record["tokens_total"]
+    assert before >= 100
+
+
+def test_a_schedule_towards_an_end_that_nobody_knows_is_refused(
+    tmp_path: Path, models: Models
+) -> None:
+    run = Run(tmp_path, models, options={"lr_schedule": "linear"})
+    run._changes["source"] = lambda make: lambda ctx, seed: InMemorySource([ROW], stream=True)
+    run._changes["trainer"] = lambda make: pytest.fail  # nothing was loaded for it
+    with pytest.raises(FatalJobError, match=r"lr_schedule: linear has to know .* token_budget"):
+        run.go()
 
 
 @pytest.mark.parametrize("signal", ["full", "topk", "sampled"])
