@@ -11,6 +11,7 @@ import time
 import orjson
 
 from spider_sdk.config.model import JobConfig, ProcessorConfig
+from spider_sdk.config.secrets import without_plain
 from spider_sdk.errors import FatalJobError, JobCancelled, NotSupported
 from spider_worker.engines.base import Engine
 from spider_worker.pipelines.base import (
@@ -97,7 +98,7 @@ class OfflineGenPipeline:
             post=await self._post(ctx),
             backlog=self._backlog,
             told=self._told,
-            errors=ErrorText(ctx.secrets.values()),
+            errors=ErrorText(without_plain(ctx.secrets).values()),
             pricing=job.model.pricing,
             samples=job.generation.duplications,
         )

@@ -21,7 +21,6 @@ from spider_sdk.errors import (
     EngineUnavailable,
     FatalJobError,
     LeaseLost,
-    PipelineError,
     RowError,
     SpiderError,
 )
@@ -50,7 +49,7 @@ from spider_worker.pipelines.onpolicy_train.prompts import PromptStream, held_ou
 from spider_worker.pipelines.onpolicy_train.sampling import bias_of, sample_params
 from spider_worker.pipelines.onpolicy_train.schedule import LearningRate
 from spider_worker.pipelines.onpolicy_train.supervision import Seat, Supervision, choose_signals
-from spider_worker.pipelines.onpolicy_train.training import Training, Workbench
+from spider_worker.pipelines.onpolicy_train.training import Training, Workbench, passing
 from spider_worker.pipelines.rows.prompts import Preparer
 from spider_worker.pipelines.rows.reader import Reader
 from spider_worker.sandbox.base import Sandbox
@@ -124,7 +123,7 @@ class OnPolicyPipeline:
         except EngineUnavailable as error:
             progress, _ = Checkpoints.progress_of(ctx)
             if progress.step:
-                raise PipelineError(error.message) from error
+                raise passing(error) from error
             raise
 
     async def _run(self, ctx: UnitContext) -> UnitOutcome:

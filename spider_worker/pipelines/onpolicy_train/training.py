@@ -3,7 +3,7 @@ then it is evaluated and saved; until the data, the token budget, a cancel or an
 
 from __future__ import annotations
 
-__all__ = ["Training", "Workbench"]
+__all__ = ["Training", "Workbench", "passing"]
 
 import asyncio
 import dataclasses
@@ -102,10 +102,7 @@ class Training:
         except SpiderError as error:
             await self._save_in_distress(error)
             if isinstance(error, EngineUnavailable) and self._progress.step:
-                passing = PipelineError(error.message)
-                for note in getattr(error, "__notes__", ()):
-                    passing.add_note(note)
-                raise passing from error
+                raise passing(error) from error
             raise
         except Exception as error:
             # The boundary at which a bug, too, leaves what was trained so far behind it.
@@ -411,6 +408,14 @@ class Training:
             return f"the state of step {progress.step} is no better: begin with a checkpoint"
         await self._bench.checkpoints.save_adapter(progress)
         return f"step {progress.step} is the last that was saved, and is kept"
+
+
+def passing(error: EngineUnavailable) -> PipelineError:
+    """The same, with its notes, as what another attempt may get over."""
+    found = PipelineError(error.message)
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found
 
 
 def _substeps(data: Sequence[Datum], count: int) -> list[Sequence[Datum]]:

@@ -124,7 +124,9 @@ def test_rows_that_always_fail_are_error_rows_and_the_job_completes(tmp_path: Pa
             raise KeyError("template")
         return "fine"
 
-    setup = Setup(tmp_path, engine=FakeEngine(script), secrets={"K": "sk-secret-1"})
+    setup = Setup(
+        tmp_path, engine=FakeEngine(script), secrets={"K": "sk-secret-1", "WANDB_MODE": "luck"}
+    )
 
     async def main() -> tuple[LocalResult, list[Any]]:
         ctx = setup.context()

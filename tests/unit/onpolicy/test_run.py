@@ -438,9 +438,11 @@ def test_an_attempt_that_does_not_come_to_train_leaves_the_adapter_of_its_state(
         run.go()
     assert not run.artifact("checkpoints").exists()
     gone = EngineUnavailable("the teacher's server is gone")
+    gone.add_note("and the light is off")
     run._changes = {"teacher": after(0, gone, "start")}
-    with pytest.raises(PipelineError, match="is gone"):
+    with pytest.raises(PipelineError, match="is gone") as raised:
         run.go()
+    assert raised.value.__notes__ == ["and the light is off"]
     assert run.artifact("checkpoints/step-000003/adapter_model.safetensors").is_file()
 
 
