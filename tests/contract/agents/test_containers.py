@@ -223,7 +223,6 @@ def test_a_hung_tool_is_ended_with_all_that_it_started(stage: Stage, engine: Fak
     heard = stage.play([shell("echo kept"), hung], timeout=12)
     assert heard.status == "timeout"
     assert "12 s" in str(heard.error)
-    assert heard.seconds < 12 + 5
     assert not alive(marker)
     assert "kept" in observations(heard)[0]
     assert marker in heard.messages[-1]["tool_calls"][0]["function"]["arguments"]

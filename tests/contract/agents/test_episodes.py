@@ -176,7 +176,7 @@ def test_a_hung_tool_is_ended_with_all_that_it_started(stage: Stage) -> None:
 
 
 def test_a_hung_model_is_ended(stage: Stage) -> None:
-    heard = stage.play([shell("echo kept"), {"hang": True}], timeout=5)
+    heard = stage.play([shell("echo kept"), {"hang": True}], timeout=8)
     assert heard.status == "timeout"
     assert "kept" in observations(heard)[0]
     assert heard.turns == 1

@@ -350,7 +350,7 @@ def test_12_cancel_keeps_what_is_finished_and_leaves_no_process(
     eventually(lambda: rows_done(harness, job) > 20, "progress")
     began = time.monotonic()
     harness.fleet.jobs.cancel(job)
-    assert harness.wait(job, seconds=15).status is JobStatus.CANCELLED
+    assert harness.wait(job, seconds=60).status is JobStatus.CANCELLED
     keep("12: cancel of a running job", seconds=time.monotonic() - began)
     kept = harness.records(job)
     assert 20 < len(kept) < 3000
@@ -375,7 +375,7 @@ def test_12_a_stubborn_runner_is_killed_with_its_children(harness: Harness) -> N
     )
     began = time.monotonic()
     harness.fleet.jobs.cancel(job)
-    assert harness.wait(job, seconds=30).status is JobStatus.CANCELLED
+    assert harness.wait(job, seconds=60).status is JobStatus.CANCELLED
     eventually(lambda: not any(map(alive, started)), "no process is left")
     keep("12: cancel of a stubborn runner", seconds=time.monotonic() - began)
 

@@ -27,7 +27,7 @@ def program(tmp_path: Path, code: str, *steps: StopStep) -> Program:
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.02)

@@ -159,7 +159,7 @@ def f(row, k):
 
 
 def test_settings_reach_the_sandbox(tmp_path: Path) -> None:
-    settings = WorkerSettings(sandbox="process", sandbox_row_timeout=0.2, sandbox_memory_mb=300)
+    settings = WorkerSettings(sandbox="process", sandbox_row_timeout=1.0, sandbox_memory_mb=300)
     source = "import time\ndef f(row, k):\n    time.sleep(100)"
     error = called(settings, RuntimeConfig(), source).error
     assert (error.kind, error.stage) == ("timeout", "post_processor")

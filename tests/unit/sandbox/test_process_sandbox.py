@@ -120,9 +120,9 @@ def f(row):
         pass
     return row["x"]
 """
-    outcomes = run(sandbox(source, mode, row_timeout=0.3), [{"x": n} for n in range(6)])
+    outcomes = run(sandbox(source, mode, row_timeout=1.0), [{"x": n} for n in range(6)])
     assert kinds(outcomes) == [0, 1, "timeout", "timeout", 4, 5]
-    assert "0.3 s" in str(outcomes[2].error)
+    assert "1 s" in str(outcomes[2].error)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def f(row):
 
 
 def test_slow_rows_that_keep_their_time_are_no_timeout() -> None:
-    source = "import time\ndef f(row):\n    time.sleep(0.2)\n    return 1"
-    assert kinds(run(sandbox(source, row_timeout=0.5), [{}] * 5)) == [1] * 5
+    source = "import time\ndef f(row):\n    time.sleep(0.3)\n    return 1"
+    assert kinds(run(sandbox(source, row_timeout=1.2), [{}] * 5)) == [1] * 5
 
 
 def test_a_row_that_forges_the_count_of_rows_still_ends() -> None:
@@ -173,7 +173,7 @@ def f(row):
             struct.pack_into("<Q", shared, 0, int(time.time() * 1000))
     return row["x"]
 """
-    outcomes = run(sandbox(source, row_timeout=0.3), [{"x": n} for n in range(3)])
+    outcomes = run(sandbox(source, row_timeout=1.0), [{"x": n} for n in range(3)])
     assert [outcome.error is not None for outcome in outcomes].count(True) >= 1
     assert outcomes[0].value == 0
 
