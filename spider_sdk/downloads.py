@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["FORMATS", "KEPT_BY_THE_FLEET", "download", "download_artifact", "resolve_destination"]
+__all__ = [
+    "FORMATS",
+    "KEPT_BY_THE_FLEET",
+    "STATE",
+    "download",
+    "download_artifact",
+    "resolve_destination",
+]
 
 import contextlib
 import os
@@ -17,9 +24,10 @@ from spider_sdk.transport import Transport, job_path
 
 FORMATS: Final = ("json", "jsonl", "parquet")
 ATTEMPTS: Final = 3
-KEPT_BY_THE_FLEET: Final = ("state/", "shards/")
+STATE: Final = "state/"
+KEPT_BY_THE_FLEET: Final = (STATE, "shards/")
 """Beginnings of the names of artifacts that a job goes on from: records come as its result, and
-nobody but a trainer reads its state."""
+who has a run's adapter or checkpoints has no need of its state."""
 
 
 def resolve_destination(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Adapter"]
+__all__ = ["WEIGHTS", "Adapter"]
 
 import contextlib
 import copy
@@ -18,6 +18,7 @@ from spider_sdk.errors import EngineUnavailable, FatalJobError, NotSupported
 from spider_worker.torch_models.causal import CausalModel
 from spider_worker.trainers.local.merged import Exchange, merge, swapped
 
+WEIGHTS: Final = "adapter_model.safetensors"  #: PEFT's own name of the file
 _NAME: Final = "default"  # PEFT's own name of an adapter that has none
 
 
@@ -160,7 +161,7 @@ class Adapter:
         config.target_modules = list(self.targets)  # a set would be written in any order
         config.save_pretrained(folder)
         tensors = {name: own.detach().cpu().contiguous() for name, own in self.weights.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _peft() -> Any:

@@ -1,4 +1,7 @@
-"""What training goes on from, as one file: the adapter's weights, Adam's moments, the count."""
+"""What training goes on from: the adapter as PEFT writes it, Adam's moments beside it.
+
+So whoever finds nothing but a state, since no attempt at the run came to an end, has an adapter.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,23 @@ from typing import Any, Final
 import torch
 
 from spider_sdk.errors import FatalJobError
+from spider_worker.trainers.local.adapter import WEIGHTS, Adapter
 
-FORMAT: Final = 1
-_FILE: Final = "trainer.safetensors"
-_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
+FORMAT: Final = 2
+_MOMENTS: Final = "optimizer.safetensors"
 
 
-def write_state(
-    folder: Path,
-    weights: Mapping[str, torch.nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-) -> None:
-    """Bit by bit, in ``folder``. A weight that was never stepped has no moments."""
+def write_state(folder: Path, adapter: Adapter, optimiser: torch.optim.Optimizer) -> None:
+    """Bit by bit, in the empty ``folder``. A weight that was never stepped has no moments."""
     from safetensors.torch import save_file
 
-    tensors = {}
-    for name, weight in weights.items():
-        tensors[f"weight/{name}"] = weight.detach().cpu().contiguous()
-        for moment, value in optimiser.state.get(weight, {}).items():
-            tensors[f"{moment}/{name}"] = value.detach().cpu().contiguous()
-    save_file(tensors, folder / _FILE)
+    adapter.write(folder)
+    moments = {
+        f"{moment}/{name}": value.detach().cpu().contiguous()
+        for name, weight in adapter.weights.items()
+        for moment, value in optimiser.state.get(weight, {}).items()
+    }
+    save_file(moments, folder / _MOMENTS)
 
 
 def read_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
@@ -40,17 +40,13 @@ def read_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, dict[st
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(folder / _FILE)
+        weights, tensors = load_file(folder / WEIGHTS), load_file(folder / _MOMENTS)
     except (OSError, SafetensorError) as error:
         raise FatalJobError(f"The state in {folder} cannot be read: {error}") from error
-    weights: dict[str, torch.Tensor] = {}
     moments: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        if kind == "weight":
-            weights[name] = tensor
-        elif kind in _MOMENTS:
-            moments.setdefault(name, {})[kind] = tensor
+        moment, _, name = key.partition("/")
+        moments.setdefault(name, {})[moment] = tensor
     return weights, moments
 
 

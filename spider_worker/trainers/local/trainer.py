@@ -179,7 +179,7 @@ class LocalTrainer:
         _, adapter = self._started()
         optimiser = self._optimiser
         assert optimiser is not None
-        await self._run(lambda: write_state(folder, adapter.weights, optimiser))
+        await self._run(lambda: write_state(folder, adapter, optimiser))
         return {**self._identity(), "step": self._steps}
 
     async def load_state(self, state: Mapping[str, Any], folder: Path) -> None:

@@ -537,3 +537,13 @@ def test_artifacts_of_a_training_run_come_without_its_state(
     assert client.download_artifacts("j1", tmp_path, "cur") == [tmp_path / "curves.png"]
     with pytest.raises(NotFound, match="'none'"):
         client.download_artifacts("j1", tmp_path, "none")
+
+
+def test_of_a_run_that_left_nothing_else_the_state_comes(
+    tmp_path: Path, server: ScriptedServer, client: Client
+) -> None:
+    names = ["shards/train.jsonl", "state/step-000002/a.bin"]
+    listed = [{"name": name} for name in names]
+    server.on("GET", "/v1/jobs/j1/artifacts", answer_json({"artifacts": listed}))
+    server.on("GET", "/v1/jobs/j1/artifacts/state/step-000002/a.bin", answer_bytes(b"adapter"))
+    assert client.download_artifacts("j1", tmp_path) == [tmp_path / "state/step-000002/a.bin"]

@@ -178,7 +178,7 @@ def test_weights_are_loaded_with_fresh_moments(
     state_folder = tmp_path / "state"
     state_folder.mkdir()
     assert runner.run(other.save_state(state_folder))["step"] == 0
-    assert not any("exp_avg" in key for key in load_file(state_folder / "trainer.safetensors"))
+    assert not any("exp_avg" in key for key in load_file(state_folder / "optimizer.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -250,9 +250,11 @@ def test_a_state_of_another_base_model_is_refused(
     state = runner.run(trainer.save_state(tmp_path))
     with pytest.raises(FatalJobError, match=r"base model 'org/other'.*tiny-model"):
         runner.run(trainer.load_state({**state, "base_model": "org/other"}, tmp_path))
-    (tmp_path / "trainer.safetensors").write_bytes(b"torn")
-    with pytest.raises(FatalJobError, match="cannot be read"):
-        runner.run(trainer.load_state(state, tmp_path))
+    for name in ("optimizer.safetensors", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"torn")
+        with pytest.raises(FatalJobError, match="cannot be read"):
+            runner.run(trainer.load_state(state, tmp_path))
+        runner.run(trainer.save_state(tmp_path))
 
 
 def test_a_state_keeps_the_moments(start: Start, runner: asyncio.Runner, tmp_path: Path) -> None:
@@ -266,6 +268,16 @@ def test_a_state_keeps_the_moments(start: Start, runner: asyncio.Runner, tmp_pat
     other = start(seed=1)
     runner.run(other.load_state(state, tmp_path))
     take_a_step(runner, other)
+    assert same(want, runner.run(other.forward(DATA)))
+
+
+def test_a_state_is_an_adapter(start: Start, runner: asyncio.Runner, tmp_path: Path) -> None:
+    """All that a run leaves whose every attempt was killed."""
+    trainer = start()
+    take_a_step(runner, trainer)
+    runner.run(trainer.save_state(tmp_path))
+    want = runner.run(trainer.forward(DATA))
+    other = start(seed=9, checkpoint=str(tmp_path))
     assert same(want, runner.run(other.forward(DATA)))
 
 
