@@ -8,7 +8,7 @@ knows of the other.
   and a round's figure is tokens over the time of its steps, the first few left out.
 - **quality**: the demo's student learns the demo's sums from the demo's teacher; the score is the
   share of held-out sums that it answers, after the same number of sampled tokens.
-- **sweep**: GOLD's own settings for that, of which the best are GOLD's in ``quality``.
+- **sweep**: settings of both sides for that, of which each has its best in ``quality``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 __all__ = ["main", "quality", "speed", "sweep"]
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -39,6 +40,7 @@ WARM = 3
 SPEED: Mapping[str, Any] = {
     "signal": "auto",
     "learning_rate": 1e-4,
+    "schedule": "constant",
     "prompts_a_step": 4,
     "samples": 4,
     "max_tokens": 64,
@@ -49,37 +51,71 @@ SPEED: Mapping[str, Any] = {
     "token_budget": None,
     "epochs": 1,
     "threads": 1,
+    "gold": {},
 }
 
-#: What both sides are told in ``quality``: the demo's own job. What each side can be tuned by is
-#: its own: the best settings that were found for it with other seeds than those that count.
+#: What each side has of its own in ``quality``: to forget one there is no default.
+_OWN = ("learning_rate", "prompts_a_step", "gold")
+
+#: What both sides are told in ``quality``: the demo's models, data and lengths.
 QUALITY: Mapping[str, Any] = {
-    **SPEED,
-    "learning_rate": 3e-3,
-    "prompts_a_step": 64,
+    **{name: value for name, value in SPEED.items() if name not in _OWN},
     "max_tokens": 8,
     "baseline": "position",
     "token_budget": 25_000,
     "epochs": 20,
 }
 
-#: The best of GOLD's settings that ``sweep`` found, for ``quality``.
+#: And each besides: the best settings that ``sweep`` found for it, with seeds that do not count.
+LOSS: Mapping[str, Any] = {"uld_use_hybrid_loss": True, "uld_token_merge_strategy": "bayesian"}
 GOLD: Mapping[str, Any] = {
-    "uld_use_hybrid_loss": True,
-    "uld_token_merge_strategy": "bayesian",
+    "learning_rate": 3e-3,
+    "prompts_a_step": 16,
+    "schedule": "linear",
+    "gold": LOSS,
+}
+OURS: Mapping[str, Any] = {
+    "learning_rate": 2e-3,
+    "prompts_a_step": 16,
+    "schedule": "linear",
+    "num_substeps": 2,
+}
+OURS_SAMPLED: Mapping[str, Any] = {
     "learning_rate": 1e-3,
+    "prompts_a_step": 16,
+    "schedule": "linear",
+    "signal": "sampled",
 }
 
-#: Ours, of learning rates 5e-4 to 5e-3, one to four substeps, with and without the baseline.
-OURS: Mapping[str, Any] = {"learning_rate": 1e-3, "num_substeps": 4}
-OURS_SAMPLED: Mapping[str, Any] = {"learning_rate": 2e-3, "signal": "sampled"}
 
-SWEEP = [
-    {"uld_use_hybrid_loss": hybrid, "uld_token_merge_strategy": strategy, "learning_rate": rate}
-    for hybrid, strategy, rate in itertools.product(
-        (False, True), ("observed", "bayesian"), (1e-3, 3e-3, 1e-2)
-    )
-]
+def _every(**values: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())
+    ]
+
+
+_LOSSES = _every(
+    uld_use_hybrid_loss=(False, True), uld_token_merge_strategy=("observed", "bayesian")
+)
+_RATES = (1e-3, 2e-3, 3e-3, 5e-3)
+_BATCHES = (8, 16, 32, 64)
+_SCHEDULES = ("constant", "linear")
+#: What ``sweep`` tries: GOLD's losses first, then what both sides have, and the steps that ours can
+#: cut a batch into.
+SWEEP: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "losses": _every(gold=_LOSSES, learning_rate=(1e-3, 3e-3, 1e-2), prompts_a_step=(64,)),
+    "gold": _every(
+        gold=(LOSS,), learning_rate=_RATES, prompts_a_step=_BATCHES, schedule=_SCHEDULES
+    ),
+    "ours": _every(
+        num_substeps=(1, 2), learning_rate=_RATES, prompts_a_step=_BATCHES, schedule=_SCHEDULES
+    ),
+    "ours_sampled": _every(
+        signal=("sampled",), learning_rate=_RATES, prompts_a_step=_BATCHES, schedule=_SCHEDULES
+    ),
+}
+#: Seeds of ``sweep``, none of which counts in ``quality``.
+SWEEP_SEEDS = (11, 12)
 
 
 def run_ours(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -171,7 +207,7 @@ def quality(folder: Path, *, seeds: int = 5, threads: int = 1) -> dict[str, Any]
     for seed in range(1, seeds + 1):
         spec = {**QUALITY, **demo.spec, "seed": seed, "threads": threads}
         runs = {
-            "gold": run_gold({**spec, "gold": dict(GOLD)}, folder / f"gold-{seed}"),
+            "gold": run_gold({**spec, **GOLD}, folder / f"gold-{seed}"),
             "ours": run_ours({**spec, **OURS}, folder / f"ours-{seed}"),
             "ours_sampled": run_ours({**spec, **OURS_SAMPLED}, folder / f"sampled-{seed}"),
         }
@@ -200,17 +236,24 @@ def quality(folder: Path, *, seeds: int = 5, threads: int = 1) -> dict[str, Any]
     }
 
 
-def sweep(folder: Path, *, threads: int = 1) -> dict[str, Any]:
-    """GOLD's score with each of its settings, one seed."""
+def sweep(folder: Path, *, sides: Sequence[str] = tuple(SWEEP), threads: int = 1) -> dict[str, Any]:
+    """The scores of each of the settings, the best first, with each of ``SWEEP_SEEDS``."""
     demo = make_demo(folder / "demo")
-    found = []
-    for number, settings in enumerate(SWEEP):
-        spec = {**QUALITY, **demo.spec, "seed": 11, "threads": threads, "gold": settings}
-        run = run_gold(spec, folder / f"sweep-{number}")
-        score = accuracy(demo, Path(run["adapter"]))
-        found.append({"settings": settings, "score": score})
-        print(f"{score:.3f}  {settings}", file=sys.stderr, flush=True)
-    return {"before": accuracy(demo, None), "runs": found}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for side in sides:
+        run = run_ours if side.startswith("ours") else run_gold
+        found[side] = []
+        for number, settings in enumerate(SWEEP[side]):
+            scores = []
+            for seed in SWEEP_SEEDS:
+                spec = {**QUALITY, **demo.spec, **settings, "seed": seed, "threads": threads}
+                made = run(spec, folder / f"{side}-{number}-{seed}")
+                scores.append(accuracy(demo, Path(made["adapter"])))
+            found[side].append({"settings": settings, "scores": scores})
+            print(f"{side} {statistics.mean(scores):.3f} {scores} {json.dumps(settings)}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        found[side].sort(key=lambda one: -statistics.mean(one["scores"]))
+    return {"before": accuracy(demo, None), **found}
 
 
 def main() -> None:
@@ -219,8 +262,13 @@ def main() -> None:
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(parts))
+    parser.add_argument("--side", action="append", choices=SWEEP, help="of sweep; all without it")
     parser.add_argument("--threads", type=int, default=1, help="torch threads, of both sides")
     options = parser.parse_args()
+    if options.side:
+        if "sweep" not in options.names:
+            parser.error("--side is of sweep")
+        parts["sweep"] = functools.partial(sweep, sides=options.side)
     result = {}
     for name in options.names or ("speed", "quality"):
         with tempfile.TemporaryDirectory(prefix=f"bench-onpolicy-{name}-") as folder:

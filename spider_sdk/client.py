@@ -20,7 +20,6 @@ from spider_sdk.config import AppConfig, check_submittable, parse_job
 from spider_sdk.config.model import ServerConfig
 from spider_sdk.downloads import (
     KEPT_BY_THE_FLEET,
-    STATE,
     download,
     download_artifact,
     resolve_destination,
@@ -313,14 +312,14 @@ class Client:
         ``destination``, by their names there, and return their paths.
 
         Those of a training run are the adapter (``adapter/``), ``checkpoints/``, ``curves.png``,
-        ``metrics.jsonl`` and ``summary.json``. Left out is what a job goes on from, but for the
-        state of a run that left nothing else: it holds the adapter. Each file appears whole or not
-        at all. Raises NotFound where there is none.
+        ``metrics.jsonl`` and ``summary.json``. What a job goes on from, its ``state/`` and its
+        ``shards/``, is left out unless ``prefix`` begins with one of these words. Each file appears
+        whole or not at all. Raises NotFound where there is none.
         """
         every = [str(one["name"]) for one in self.artifacts(job_id)]
-        found = [name for name in every if name.startswith(prefix)]
-        names = [name for name in found if not name.startswith(KEPT_BY_THE_FLEET)]
-        names = names or [name for name in found if name.startswith(STATE)]
+        names = [name for name in every if name.startswith(prefix)]
+        if not prefix.startswith(tuple(name.rstrip("/") for name in KEPT_BY_THE_FLEET)):
+            names = [name for name in names if not name.startswith(KEPT_BY_THE_FLEET)]
         if not names:
             said = f" that begins with {prefix!r}" if prefix else ""
             raise NotFound(f"job {job_id} has no artifact{said} yet")

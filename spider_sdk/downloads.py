@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "FORMATS",
-    "KEPT_BY_THE_FLEET",
-    "STATE",
-    "download",
-    "download_artifact",
-    "resolve_destination",
-]
+__all__ = ["FORMATS", "KEPT_BY_THE_FLEET", "download", "download_artifact", "resolve_destination"]
 
 import contextlib
 import os
@@ -24,10 +17,9 @@ from spider_sdk.transport import Transport, job_path
 
 FORMATS: Final = ("json", "jsonl", "parquet")
 ATTEMPTS: Final = 3
-STATE: Final = "state/"
-KEPT_BY_THE_FLEET: Final = (STATE, "shards/")
+KEPT_BY_THE_FLEET: Final = ("state/", "shards/")
 """Beginnings of the names of artifacts that a job goes on from: records come as its result, and
-who has a run's adapter or checkpoints has no need of its state."""
+who has a run's adapter has no need of its state."""
 
 
 def resolve_destination(

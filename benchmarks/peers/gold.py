@@ -35,9 +35,21 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     transformers.set_seed(spec["seed"])
     ends: list[tuple[float, float]] = []  # wall, CPU
     tokens: list[int] = []
+    rates: list[float] = []
 
     class Counted(GOLDTrainer):  # type: ignore[misc]
-        """Counts the tokens that the student sampled."""
+        """Counts the tokens that the student sampled. Its learning rate falls towards the end of
+        the token budget where ``schedule`` is ``linear``: the trainer's own falls towards the
+        end of the data, which is further away."""
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if spec["schedule"] == "constant":
+                return super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer if optimizer is None else optimizer,
+                lambda _: max(0.0, 1 - sum(tokens) / spec["token_budget"]),
+            )
+            return self.lr_scheduler
 
         def generate_on_policy_outputs(self, *args: Any, **options: Any) -> Any:
             made = super().generate_on_policy_outputs(*args, **options)
@@ -45,6 +57,9 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             return made
 
     class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
         def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
             ends.append((time.perf_counter(), time.process_time()))
             if spec["token_budget"] is not None and sum(tokens) >= spec["token_budget"]:
@@ -63,10 +78,6 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         ]
     )
     batch = spec["prompts_a_step"] * spec["samples"]
-    settings = {
-        "lr_scheduler_type": "constant",
-        **spec.get("gold", {}),
-    }
     config = GOLDConfig(
         output_dir=str(folder),
         use_uld_loss=True,
@@ -91,7 +102,9 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         report_to="none",
         disable_tqdm=True,
         seed=spec["seed"],
-        **{"learning_rate": spec["learning_rate"], **settings},
+        learning_rate=spec["learning_rate"],
+        lr_scheduler_type="constant",
+        **spec["gold"],
     )
     trainer = Counted(
         model=load("student"),
@@ -118,6 +131,7 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "cpu": [b[1] - a[1] for a, b in itertools.pairwise(ends)],
         "tokens": tokens[1:],
         "tokens_total": sum(tokens),
+        "rates": rates,
         "adapter": str(adapter),
     }
 

@@ -142,6 +142,7 @@ def _job(spec: dict[str, Any], prompts: str, digest: str) -> Any:
     options = OnPolicyOptions(
         teacher=(TeacherConfig(spec["teacher"], signal=spec["signal"], parameters=CPU),),
         learning_rate=spec["learning_rate"],
+        lr_schedule=spec["schedule"],
         groups_per_batch=spec["prompts_a_step"],
         group_size=spec["samples"],
         max_tokens=spec["max_tokens"],

@@ -125,7 +125,7 @@ def cancel(state: State, job_id: str, config: Path | None, base_url: str | None)
     default=None,
     metavar="[PREFIX]",
     help="Instead of its records, the files that the job made, or those whose names begin with "
-    "PREFIX (adapter, checkpoints, curves.png): into the folder OUTPUT.",
+    "PREFIX (adapter, checkpoints, curves.png, state): into the folder OUTPUT.",
 )
 @server_options
 @json_option

@@ -14,6 +14,7 @@ from types import TracebackType
 from spider_worker.settings import FleetSettings
 
 _LISTENING = re.compile(r"Listening at: (http://127\.0\.0\.1:\d+)")
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
 _LOADED = 60  #: seconds that the first answer may take, on a machine with much else to do
 
 
@@ -47,15 +48,23 @@ class ApiServer:
             found = _LISTENING.search(self.log.read_text())
             if found:
                 self.base_url = found.group(1)
-                # The first request waits until the worker has loaded the app. It is this one, for
-                # a test's own client has less patience.
-                with urllib.request.urlopen(f"{self.base_url}/healthz", timeout=_LOADED) as answer:
-                    assert answer.status == 200
+                self._wait_for_the_app()
                 return
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
         raise AssertionError(f"the API did not start:\n{self.log.read_text()}")
+
+    def _wait_for_the_app(self) -> None:
+        """The first request waits until the worker has loaded it; a test's own client has less
+        patience."""
+        assert self.process is not None
+        try:
+            _OPENER.open(f"{self.base_url}/healthz", timeout=_LOADED).close()
+        except OSError as error:
+            self.process.kill()
+            self.process.wait(10)
+            raise AssertionError(f"the API did not answer:\n{self.log.read_text()}") from error
 
     def stop(self) -> int:
         """SIGTERM, and its exit code. Killed if it does not end."""

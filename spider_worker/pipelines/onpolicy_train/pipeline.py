@@ -49,7 +49,7 @@ from spider_worker.pipelines.onpolicy_train.prompts import PromptStream, held_ou
 from spider_worker.pipelines.onpolicy_train.sampling import bias_of, sample_params
 from spider_worker.pipelines.onpolicy_train.schedule import LearningRate
 from spider_worker.pipelines.onpolicy_train.supervision import Seat, Supervision, choose_signals
-from spider_worker.pipelines.onpolicy_train.training import Training, Workbench, passing
+from spider_worker.pipelines.onpolicy_train.training import Training, Workbench, as_passing
 from spider_worker.pipelines.rows.prompts import Preparer
 from spider_worker.pipelines.rows.reader import Reader
 from spider_worker.sandbox.base import Sandbox
@@ -96,9 +96,7 @@ class OnPolicyPipeline:
         if rows == 0:
             raise FatalJobError(f"source {job.source.dataset!r} selects no rows")
         held_out = held_out_rows(rows, options.eval_examples, most=job.source.max_examples)
-        trained = None if rows is None else (rows - len(held_out)) * options.epochs
-        steps = None if trained is None else math.ceil(trained / options.groups_per_batch)
-        LearningRate.of(options, steps)  # refused before anything is loaded
+        self._learning_rate(rows)  # refused before anything is loaded
         await self._sandbox(ctx, job.pre_processor, "pre_processor")
         await self._sandbox(ctx, job.evaluator, "evaluator")
         if job.output.mode == "upload_hf":
@@ -112,6 +110,8 @@ class OnPolicyPipeline:
             await announce(ctx, "train.seed", said, {"seed": seed})
         trainer = await self._trainer(ctx, seed)
         await self._warn_of_idle(ctx, await self._seats(ctx, trainer, test=True))
+        trained = None if rows is None else (rows - len(held_out)) * options.epochs
+        steps = None if trained is None else math.ceil(trained / options.groups_per_batch)
         spec = {"rows": rows, "held_out": list(held_out), "seed": seed, "steps": steps}
         return Plan(units=[UnitSpec(UNIT, 0, spec)])
 
@@ -123,7 +123,7 @@ class OnPolicyPipeline:
         except EngineUnavailable as error:
             progress, _ = Checkpoints.progress_of(ctx)
             if progress.step:
-                raise passing(error) from error
+                raise as_passing(error) from error
             raise
 
     async def _run(self, ctx: UnitContext) -> UnitOutcome:
@@ -264,9 +264,13 @@ class OnPolicyPipeline:
             teachers=weights,
             signals={seat.config.name: seat.signal for seat in seats},
             tokenizers={seat.config.name: seat.text.vocabulary.name for seat in seats},
-            learning_rate=LearningRate.of(options, spec["steps"]),
+            learning_rate=self._learning_rate(spec["rows"]),
             steps_total=spec["steps"],
         )
+
+    def _learning_rate(self, rows: int | None) -> LearningRate:
+        """A stream has no more than ``max_examples``. Raises FatalJobError."""
+        return LearningRate.of(self._options, _first(rows, self._job.source.max_examples))
 
     async def _outcome(
         self,

@@ -3,7 +3,7 @@ then it is evaluated and saved; until the data, the token budget, a cancel or an
 
 from __future__ import annotations
 
-__all__ = ["Training", "Workbench", "passing"]
+__all__ = ["Training", "Workbench", "as_passing"]
 
 import asyncio
 import dataclasses
@@ -31,7 +31,7 @@ from spider_worker.pipelines.onpolicy_train.checkpoints import Checkpoints, Prog
 from spider_worker.pipelines.onpolicy_train.evaluation import Evaluation
 from spider_worker.pipelines.onpolicy_train.journal import MetricsJournal
 from spider_worker.pipelines.onpolicy_train.parts import RunTracker
-from spider_worker.pipelines.onpolicy_train.prompts import Prompt, PromptStream
+from spider_worker.pipelines.onpolicy_train.prompts import Cursor, Prompt, PromptStream
 from spider_worker.pipelines.onpolicy_train.record import batch_figures, numbers, require_coverage
 from spider_worker.pipelines.onpolicy_train.schedule import LearningRate
 from spider_worker.trainers.base import AdamParams, Datum, Loss, Trainer
@@ -102,7 +102,7 @@ class Training:
         except SpiderError as error:
             await self._save_in_distress(error)
             if isinstance(error, EngineUnavailable) and self._progress.step:
-                raise passing(error) from error
+                raise as_passing(error) from error
             raise
         except Exception as error:
             # The boundary at which a bug, too, leaves what was trained so far behind it.
@@ -189,7 +189,7 @@ class Training:
             batch, self._options.min_coverage, bench.trainer.info.tokenizer, bench.tokenizers
         )
         trained = time.monotonic()
-        figures = await self._learn(batch)
+        figures = await self._learn(batch, prompts[-1].after)
         learnt = time.monotonic()
         progress.step = step
         self._unsaved, self._between, self._learnt = True, False, batch.data
@@ -260,15 +260,18 @@ class Training:
         self._go_past(batch, prompts)
         self._report()
 
-    async def _learn(self, batch: Batch) -> dict[str, float]:
-        """The optimiser steps of a batch. Raises FatalJobError on a loss that is no finite
-        number, before the weights see it, and Diverged where it is the weights that make it so."""
+    async def _learn(self, batch: Batch, after: Cursor) -> dict[str, float]:
+        """The optimiser steps of a batch; ``after`` is the cursor behind it. Raises FatalJobError
+        on a loss that is no finite number, before the weights see it, and Diverged where it is the
+        weights that make it so."""
         trainer, options = self._bench.trainer, self._options
         loss = Loss(options.loss_fn)
         total, tokens = 0.0, 0
         measured: dict[str, float] = {}
         chunks = _substeps(batch.data, options.num_substeps)
-        rates = self._rates(batch.tokens, len(chunks))
+        rates = self._bench.learning_rate.of_batch(
+            self._progress.cursor, after, self._progress.tokens, batch.tokens, len(chunks)
+        )
         for chunk, rate in zip(chunks, rates, strict=True):
             result = await trainer.forward_backward(chunk, loss)
             if not math.isfinite(result.loss):
@@ -286,15 +289,6 @@ class Training:
             "loss_per_token": total / max(tokens, 1),
             "learning_rate": rates[0],
         }
-
-    def _rates(self, tokens: int, parts: int) -> list[float]:
-        """The learning rates of the next batch, which is cut into ``parts`` and has ``tokens``."""
-        progress = self._progress
-        batches = progress.step + progress.batches_skipped
-        return [
-            self._bench.learning_rate.at(batches + done, progress.tokens + done * tokens)
-            for done in (part / parts for part in range(parts))
-        ]
 
     async def _evaluates(self, step: int) -> bool:
         if not self._bench.evaluation.possible:
@@ -410,7 +404,7 @@ class Training:
         return f"step {progress.step} is the last that was saved, and is kept"
 
 
-def passing(error: EngineUnavailable) -> PipelineError:
+def as_passing(error: EngineUnavailable) -> PipelineError:
     """The same, with its notes, as what another attempt may get over."""
     found = PipelineError(error.message)
     for note in getattr(error, "__notes__", ()):

@@ -56,7 +56,8 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     if state.get("trainer") != own["trainer"] or state.get("format") != own["format"]:
         raise FatalJobError(
             f"The state is of the trainer {state.get('trainer')!r} in format "
-            f"{state.get('format')!r}; this one is {own['trainer']!r} in format {own['format']}."
+            f"{state.get('format')!r}; this one is {own['trainer']!r} in format {own['format']}. "
+            "Submit the job again, with its last checkpoint as student_checkpoint_path."
         )
     for key, noun in (
         ("base_model", "base model"),

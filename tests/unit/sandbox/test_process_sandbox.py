@@ -122,7 +122,7 @@ def f(row):
 """
     outcomes = run(sandbox(source, mode, row_timeout=1.0), [{"x": n} for n in range(6)])
     assert kinds(outcomes) == [0, 1, "timeout", "timeout", 4, 5]
-    assert "1 s" in str(outcomes[2].error)
+    assert " 1 s" in str(outcomes[2].error)
 
 
 @pytest.mark.parametrize(

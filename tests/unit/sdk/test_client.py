@@ -539,11 +539,14 @@ def test_artifacts_of_a_training_run_come_without_its_state(
         client.download_artifacts("j1", tmp_path, "none")
 
 
-def test_of_a_run_that_left_nothing_else_the_state_comes(
+def test_the_state_of_a_run_comes_when_it_is_asked_for(
     tmp_path: Path, server: ScriptedServer, client: Client
 ) -> None:
-    names = ["shards/train.jsonl", "state/step-000002/a.bin"]
-    listed = [{"name": name} for name in names]
+    listed = [{"name": name} for name in ("stage.txt", "state/step-000002/a.bin")]
     server.on("GET", "/v1/jobs/j1/artifacts", answer_json({"artifacts": listed}))
-    server.on("GET", "/v1/jobs/j1/artifacts/state/step-000002/a.bin", answer_bytes(b"adapter"))
-    assert client.download_artifacts("j1", tmp_path) == [tmp_path / "state/step-000002/a.bin"]
+    for one in listed:
+        server.on("GET", f"/v1/jobs/j1/artifacts/{one['name']}", answer_bytes(b""))
+    state = [tmp_path / "state/step-000002/a.bin"]
+    assert client.download_artifacts("j1", tmp_path, "state") == state
+    assert client.download_artifacts("j1", tmp_path, "state/step-000002") == state
+    assert client.download_artifacts("j1", tmp_path, "sta") == [tmp_path / "stage.txt"]

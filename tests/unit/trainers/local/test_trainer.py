@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from spider_sdk.errors import EngineUnavailable, FatalJobError, NotSupported, PipelineError
 from spider_worker.tokens import SampleParams, TokenEngine
@@ -279,6 +281,12 @@ def test_a_state_is_an_adapter(start: Start, runner: asyncio.Runner, tmp_path: P
     want = runner.run(trainer.forward(DATA))
     other = start(seed=9, checkpoint=str(tmp_path))
     assert same(want, runner.run(other.forward(DATA)))
+    name = json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base = AutoModelForCausalLM.from_pretrained(name)
+    loaded = get_peft_model_state_dict(PeftModel.from_pretrained(base, tmp_path))
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    assert loaded.keys() == written.keys()
+    assert all((loaded[name] == values).all() for name, values in written.items())
 
 
 class Server:
