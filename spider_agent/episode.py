@@ -45,8 +45,9 @@ _SERVICES: Final = ("litellm", "openai")
 #: Seconds between two looks whether a command has ended. The SDK's half a second is what most
 #: commands of an agent take, and they take it whole.
 _POLL_SECONDS: Final = 0.2
-_PROBES: Final = 5
+_PROBES: Final = 7
 _PROBE_SECONDS: Final = 5.0
+_PAUSE: Final = 0.2  #: seconds after the first probe that failed; twice as many after each further
 
 terminal_session.POLL_INTERVAL = _POLL_SECONDS
 
@@ -129,13 +130,20 @@ class _Episode:
             self._probe_error = error
 
     def _wait_for_shell(self) -> None:
+        """Twice in a row a command has to end with the status that it alone has: then the last
+        prompt to be seen is the one behind it. Its output would not tell. A prompt that still comes
+        after that ends the next command before its time, and every answer from then on is late by
+        one."""
+        in_step = 0
         for number in range(_PROBES):
-            # Worked out by the shell, so that the command as it was typed is no answer.
-            action = TerminalAction(command=f"echo ready-$(({number} + 1))", timeout=_PROBE_SECONDS)
+            status = 100 + number
+            action = TerminalAction(command=f"(exit {status})", timeout=_PROBE_SECONDS)
             seen = self._conversation.execute_tool(TerminalTool.name, action)
-            if f"ready-{number + 1}" in str(getattr(seen, "text", "")):
+            in_step = in_step + 1 if getattr(seen, "exit_code", None) == status else 0
+            if in_step == 2:
                 return
-            time.sleep(0.2)
+            if not in_step:
+                time.sleep(_PAUSE * 2**number)  # let the prompts come that belong to others
         raise RuntimeError("the terminal does not answer")
 
     def _heard(self, event: Event) -> None:
