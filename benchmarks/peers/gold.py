@@ -35,7 +35,6 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     transformers.set_seed(spec["seed"])
     ends: list[tuple[float, float]] = []  # wall, CPU
     tokens: list[int] = []
-    rates: list[float] = []
 
     class Counted(GOLDTrainer):  # type: ignore[misc]
         """Counts the tokens that the student sampled. Its learning rate falls towards the end of
@@ -57,9 +56,6 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             return made
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
-            rates.append(optimizer.param_groups[0]["lr"])
-
         def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
             ends.append((time.perf_counter(), time.process_time()))
             if spec["token_budget"] is not None and sum(tokens) >= spec["token_budget"]:
@@ -131,7 +127,6 @@ def run(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "cpu": [b[1] - a[1] for a, b in itertools.pairwise(ends)],
         "tokens": tokens[1:],
         "tokens_total": sum(tokens),
-        "rates": rates,
         "adapter": str(adapter),
     }
 

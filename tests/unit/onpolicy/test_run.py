@@ -172,7 +172,7 @@ def test_the_learning_rate_falls_to_nothing_by_the_end_of_the_data(
     options = {"lr_schedule": "linear", "num_substeps": 2, **teacher(models, **SAMPLED)}
     run = Run(tmp_path, models, options=options)
     taken = rates(run)
-    # Of 26 rows the sixth and the nineteenth are held out.
+    # Of 26 rows those with the indices 6 and 19 are held out.
     read = [0, 4, 9, 13, 17, 22, 26]
     halves = [part for a, b in itertools.pairwise(read) for part in (a, (a + b) / 2)]
     assert taken == pytest.approx([1e-2 * (1 - rows / 26) for rows in halves])

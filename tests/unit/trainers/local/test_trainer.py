@@ -168,15 +168,24 @@ def test_the_loop_stays_free_while_it_trains(start: Start, runner: asyncio.Runne
     assert runner.run(both()) > 2
 
 
+def begun_with(
+    folder: Path, trainer: LocalTrainer, start: Start, runner: asyncio.Runner
+) -> LocalTrainer:
+    """Another trainer that begins with the adapter in ``folder``, and is seen to say what
+    ``trainer`` does, whose it is."""
+    want = runner.run(trainer.forward(DATA))
+    other = start(seed=9, checkpoint=str(folder))
+    assert same(want, runner.run(other.forward(DATA)))
+    return other
+
+
 def test_weights_are_loaded_with_fresh_moments(
     start: Start, runner: asyncio.Runner, tmp_path: Path
 ) -> None:
     trainer = start()
     take_a_step(runner, trainer)
     runner.run(trainer.save_adapter(tmp_path))
-    want = runner.run(trainer.forward(DATA))
-    other = start(seed=9, checkpoint=str(tmp_path))
-    assert same(want, runner.run(other.forward(DATA)))
+    other = begun_with(tmp_path, trainer, start, runner)
     state_folder = tmp_path / "state"
     state_folder.mkdir()
     assert runner.run(other.save_state(state_folder))["step"] == 0
@@ -278,9 +287,7 @@ def test_a_state_is_an_adapter(start: Start, runner: asyncio.Runner, tmp_path: P
     trainer = start()
     take_a_step(runner, trainer)
     runner.run(trainer.save_state(tmp_path))
-    want = runner.run(trainer.forward(DATA))
-    other = start(seed=9, checkpoint=str(tmp_path))
-    assert same(want, runner.run(other.forward(DATA)))
+    begun_with(tmp_path, trainer, start, runner)
     name = json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
     base = AutoModelForCausalLM.from_pretrained(name)
     loaded = get_peft_model_state_dict(PeftModel.from_pretrained(base, tmp_path))
